@@ -1,0 +1,1 @@
+"""Knowledge distillation for PyTorch: any teacher, any student, every method checked."""

@@ -1,0 +1,1 @@
+"""What was transferred: fidelity, calibration, similarity of layers, controls."""

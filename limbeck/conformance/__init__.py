@@ -1,0 +1,1 @@
+"""The checks that every objective of the catalogue must pass."""

@@ -1,0 +1,1 @@
+"""Where samples come from: sources, collation and augmentations that can be replayed."""

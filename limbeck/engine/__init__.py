@@ -1,0 +1,1 @@
+"""The training loop: precision, compilation, distribution, checkpoints and exact resume."""

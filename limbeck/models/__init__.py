@@ -1,0 +1,1 @@
+"""Student and teacher families, and adapters for models of other libraries."""

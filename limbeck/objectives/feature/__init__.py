@@ -1,0 +1,1 @@
+"""Objectives that compare what the models compute on the way: features and attention."""

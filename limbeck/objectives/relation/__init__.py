@@ -1,0 +1,1 @@
+"""Objectives that compare how the models relate samples to one another."""

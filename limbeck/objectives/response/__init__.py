@@ -1,0 +1,1 @@
+"""Objectives that compare what the models answer: their logits."""

@@ -1,0 +1,1 @@
+"""Teachers: frozen models that answer and never train by accident."""
