@@ -55,6 +55,11 @@ def fit_mask(mask: Tensor, values: Tensor) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)).expand(values.shape)
 
 
+def widen(tensor: Tensor) -> Tensor:
+    """Half precision as float32, anything wider as it is: sums and exponentials of a loss need the digits."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def check_logits(student_logits: Tensor, teacher_logits: Tensor | None = None, labels: Tensor | None = None) -> None:
     """Refuse logits that are not floating ``[B, *, C]`` of one shape, and labels that do not belong to them.
 

@@ -1,1 +1,18 @@
-"""Student and teacher families, and adapters for models of other libraries."""
+"""Models: limbeck's own zoo, loading from anywhere, weights in files, what a model costs."""
+
+from limbeck.models.describe import flops, latency, parameters
+from limbeck.models.load import load_model
+from limbeck.models.weights import Misfits, load_weights, save_weights
+from limbeck.models.zoo import available, create
+
+__all__ = [
+    "Misfits",
+    "available",
+    "create",
+    "flops",
+    "latency",
+    "load_model",
+    "load_weights",
+    "parameters",
+    "save_weights",
+]

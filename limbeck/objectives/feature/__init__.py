@@ -1,1 +1,1 @@
-"""Objectives that compare what the models compute on the way: features and attention."""
+"""Knowledge in what the teacher computes on the way: features."""

@@ -1,1 +1,1 @@
-"""Objectives that compare how the models relate samples to one another."""
+"""Knowledge in how the teacher relates things to each other: samples, tokens, layers."""

@@ -1,1 +1,1 @@
-"""Objectives that compare what the models answer: their logits."""
+"""Knowledge in what the teacher answers: logits and probabilities."""

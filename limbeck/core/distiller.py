@@ -1,0 +1,180 @@
+"""The student and its losses as one module: one graph to compile, wrap in DDP or FSDP, and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.batch import Batch, map_tensors
+from limbeck.core.errors import ConfigError, ModelError
+from limbeck.core.objective import DataInfo, Objective, Terms
+from limbeck.core.survey import dry
+from limbeck.core.taps import Listener
+from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher
+from limbeck.core.trace import Trace
+
+
+@dataclass
+class Losses:
+    """What one step came to.
+
+    Args:
+        total: The weighted sum, with gradient.
+        terms: Each term before its weight, detached; a term of several parts stands as ``name/part``.
+        weights: Each term's weight now.
+        logits: The student's logits, detached, where some term asked for them.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    logits: Tensor | None = None
+
+
+class Distiller(nn.Module):
+    """Student and objectives are its children; the teacher stands outside the module tree.
+
+    ``Distiller(student, loss, teacher).setup(batch)`` makes it ready: one dry run of both models resolves taps and
+    sizes projectors. Make the optimizer after that. Calling it with a batch gives ``Losses``; any training loop can
+    do the rest.
+
+    A scheme with several players (a generator and a student, say) subclasses it: ``turns`` names who learns in which
+    order within one step, ``parameters_of`` gives each player's parameters, and ``forward`` is told whose turn it is.
+
+    Args:
+        student: Any module that is called with ``batch.inputs``.
+        loss: An objective or a weighted sum of objectives.
+        teacher: A module (it is frozen), or anything that answers like a ``Teacher``; ``None`` where no term needs one.
+        logits: Where logits stand in the student's output (see ``logits_of``).
+        teacher_logits: The same for a teacher given as a module.
+
+    Raises:
+        ConfigError: A term needs a teacher and none is given.
+        ModelError: Teacher and student share modules.
+
+    >>> from torch import nn
+    >>> from limbeck.objectives import KD, CrossEntropy
+    >>> batch = Batch(torch.randn(8, 4), labels=torch.arange(8) % 3)
+    >>> distiller = Distiller(nn.Linear(4, 3), CrossEntropy() + 0.9 * KD(temperature=4.0), nn.Linear(4, 3)).setup(batch)
+    >>> losses = distiller(batch)
+    >>> losses.total.backward(); sorted(losses.terms)
+    ['cross_entropy', 'kd']
+    """
+
+    turns: tuple[str, ...] = ("student",)
+
+    def __init__(
+        self,
+        student: nn.Module,
+        loss: Objective | Terms,
+        teacher: nn.Module | Teacher | None = None,
+        *,
+        logits: str | None = None,
+        teacher_logits: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.loss = Terms.of(loss)
+        self._logits = logits
+        # In a tuple, not as an attribute: a module among attributes would become a child.
+        self._teacher = (as_teacher(teacher, teacher_logits) if teacher is not None else None,)
+        self._listener: Listener | None = None
+        if self.loss.teacher_taps and teacher is None:
+            needy = [name for name, o, _ in self.loss.items() if o.teacher_taps]
+            raise ConfigError(f"{', '.join(needy)} cannot work without a teacher", where="teacher", found="none")
+        if isinstance(self.teacher, FrozenTeacher) and self.teacher.shares_with(student.modules()):
+            raise ModelError(
+                "teacher and student share modules, so freezing the one would freeze the other",
+                where="teacher",
+                remedy="teach from copy.deepcopy(student)",
+            )
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher, outside of ``parameters()``, ``state_dict()`` and ``train()``."""
+        return self._teacher[0]
+
+    def setup(self, batch: Batch, data: DataInfo | None = None) -> Distiller:
+        """Resolve taps and size every objective's helpers by one dry run that leaves both models as they were.
+
+        Args:
+            batch: An example; a few samples are enough.
+            data: What is known about the training set, for objectives that need it.
+        """
+        if self._listener is not None:
+            self._listener.close()
+        batch = self.prepare(batch)
+        device = next((p.device for p in self.student.parameters()), torch.device("cpu"))
+        if self.teacher is not None:
+            self.teacher.to(device)
+            if self.loss.teacher_taps:
+                self.teacher.attach(self.loss.teacher_taps, batch)
+        self._listener = Listener(self.student, self.loss.student_taps, batch.inputs, logits=self._logits)
+        with dry(self.student):
+            student, teacher = self._listener(batch.inputs), self._teach(batch)
+        for objective in self.loss:
+            objective.setup(student, teacher, batch, data or DataInfo())
+            objective.to(device)
+        return self
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch as every objective wants it."""
+        for objective in self.loss:
+            batch = objective.prepare(batch)
+        return batch
+
+    def _teach(self, batch: Batch) -> Trace:
+        if self.teacher is None or not self.loss.teacher_taps:
+            return Trace(None)
+        return self.teacher(batch)
+
+    def forward(self, batch: Batch, turn: str = "student") -> Losses:
+        """The losses of one batch, weighted by progress and by the batch's share of its step."""
+        if self._listener is None:
+            raise ConfigError(
+                "not set up yet", where="distiller", remedy="call distiller.setup(batch) before making the optimizer"
+            )
+        batch = self.prepare(batch)
+        teacher = self._teach(batch)
+        student = self._listener(batch.inputs)
+        return self.compare(student, teacher, batch)
+
+    def compare(self, student: Trace, teacher: Trace, batch: Batch) -> Losses:
+        """The weighted sum of all terms over two traces."""
+        total: Tensor | float = 0.0
+        terms: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
+        for name, objective, schedule in self.loss.items():
+            value = objective(student, teacher, batch)
+            share = batch.share(objective.contract.normalizer)
+            parts = {f"{name}/{k}": v * share for k, v in value.items()} if isinstance(value, dict) else {name: value * share}
+            # The weight takes the loss's device; a 0-d CPU tensor would do in eager mode, but not in CUDA graphs.
+            first = next(iter(parts.values()))
+            weights[name] = schedule(batch.progress).to(first.device)
+            for key, part in parts.items():
+                total = total + weights[name] * part
+                terms[key] = part.detach()
+        assert isinstance(total, Tensor)
+        logits = student.logits.detach() if "logits" in self.loss.student_taps else None
+        return Losses(total, terms, weights, logits)
+
+    def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
+        """What one player trains. Here: all there is."""
+        return self.parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves take the teacher along; casts do not reach it (its precision is its own)."""
+        super()._apply(fn, recurse)
+        device = next((p.device for p in self.student.parameters()), None)
+        if self.teacher is not None and device is not None:
+            self.teacher.to(device)
+        return self
+
+
+def detached(losses: Losses) -> dict[str, float]:
+    """Total and terms as plain numbers, for logs; waits for the device."""
+    return {"total": float(losses.total.detach()), **map_tensors(losses.terms, float)}

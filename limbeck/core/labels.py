@@ -1,0 +1,28 @@
+"""Integer labels: which places have one, and whether they name a class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import TensorError
+
+
+def split_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Labels that can be indexed with (0 where there is none), and True where there is one.
+
+    A negative label means that the place has none. Values are looked at on the CPU only: on a device the look would
+    make every step wait.
+
+    Raises:
+        TensorError: A label names no class.
+
+    >>> split_labels(torch.tensor([2, -100]), classes=3)
+    (tensor([2, 0]), tensor([ True, False]))
+    """
+    labels = labels.long()
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel() and labels.max() >= classes:
+        raise TensorError(
+            "a label names no class", where="labels", found=int(labels.max()), wanted=f"0 to {classes - 1}, or negative"
+        )
+    return labels.clamp(min=0), labels >= 0

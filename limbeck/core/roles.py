@@ -1,0 +1,166 @@
+"""From the name of a tap to places in a model: dotted names, and roles that work on any model.
+
+======================  ==============================================================================
+tap                     means
+======================  ==============================================================================
+``layer3.0.conv1``      the output of that module; ``.`` is the whole model
+``head@in``             what enters it
+``encoder.3[1]``        the second entry of a tuple it returns
+``shared#1``            its second call, where a module runs several times in one forward
+``logits``              the model's logits
+``penultimate``         what enters the last linear layer that runs
+``stages``              the last layer at each spatial resolution (all of them, or ``stages:1``, ``stages:-1``)
+``blocks``              the repeated blocks, in order (``blocks:0``, ``blocks:-1``)
+``attention``           attention maps by layer (``attention:0``)
+======================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from limbeck.core.errors import TapError, did_you_mean
+from limbeck.core.survey import Place
+
+_NAME = re.compile(r"^(?P<path>[^@#\[\]:]+)(\[(?P<element>\d+)\])?(@(?P<side>in|out))?(#(?P<call>\d+))?$")
+_ROLE = re.compile(r"^(?P<role>[a-z]+)(:(?P<index>-?\d+))?$")
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One value to capture: which module, its input or output, which entry, at which call."""
+
+    module: str
+    side: Literal["in", "out"] = "out"
+    element: int | None = None
+    call: int = 0
+
+
+def resolve(tap: str, places: dict[str, Place]) -> Spot | list[Spot]:
+    """Where a tap listens; a list for a plural role.
+
+    Raises:
+        TapError: No such place or role; the message names near misses.
+    """
+    role = _ROLE.match(tap)
+    if role and role["role"] in ROLES and tap not in places:
+        spots = ROLES[role["role"]](places)
+        if role["role"] == "penultimate" and role["index"] is None:
+            return spots[0]
+        if role["index"] is None:
+            return spots
+        index = int(role["index"])
+        if not -len(spots) <= index < len(spots):
+            raise TapError(
+                f"this model has {len(spots)} {role['role']}",
+                where=tap,
+                wanted=f"an index from {-len(spots)} to {len(spots) - 1}",
+                found=", ".join(s.module for s in spots),
+            )
+        return spots[index]
+    return _named(tap, places)
+
+
+def _named(tap: str, places: dict[str, Place]) -> Spot:
+    match = _NAME.match(tap)
+    path = match["path"] if match else tap
+    if not match or path not in places:
+        raise TapError(
+            "no such place ran in this model",
+            where=tap,
+            remedy=did_you_mean(path, [*places, *ROLES, "logits"]) or "list its places with: limbeck taps MODEL",
+        )
+    place, call = places[path], match["call"]
+    if call is None and place.calls > 1:
+        raise TapError(
+            f"this module runs {place.calls} times in one forward", where=tap, remedy=f"say which: {tap}#0 is the first"
+        )
+    if call is not None and int(call) >= place.calls:
+        raise TapError("it does not run that often", where=tap, found=f"{place.calls} calls in one forward")
+    element = int(match["element"]) if match["element"] else None
+    if element is not None and element >= len(place.outputs):
+        raise TapError("it does not return that many values", where=tap, found=f"{len(place.outputs)} values")
+    return Spot(path, "in" if match["side"] == "in" else "out", element, int(call or 0))
+
+
+def _penultimate(places: dict[str, Place]) -> list[Spot]:
+    linear = [p for p in places.values() if p.linear]
+    if not linear:
+        raise TapError(
+            "this model has no linear layer", where="penultimate", remedy="name the place itself; limbeck taps lists them"
+        )
+    last = max(linear, key=lambda p: p.order)
+    return [Spot(last.name, "in", call=last.calls - 1)]
+
+
+def _stages(places: dict[str, Place]) -> list[Spot]:
+    """The last module to finish at each resolution: of maps ``[B, C, H, W]``, or of token rows ``[B, N, D]``."""
+    last: dict[tuple[int, ...], Place] = {}
+    maps = any(_resolution(p) for p in places.values() if p.shape and len(p.shape) == 4)
+    for place in places.values():
+        resolution = _resolution(place)
+        if resolution and place.name != "." and (len(resolution) == 2 or not maps):
+            last.pop(resolution, None)
+            last[resolution] = place
+    if not last:
+        raise TapError(
+            "this model has no spatial maps or token rows", where="stages", remedy="use blocks, or name the places"
+        )
+    return [_spot(p) for p in sorted(last.values(), key=lambda p: p.order)]
+
+
+def _resolution(place: Place) -> tuple[int, ...] | None:
+    shape = place.shape
+    if place.probabilities or shape is None:
+        return None
+    if len(shape) == 4 and shape[2] * shape[3] > 1:
+        return shape[2:]
+    return shape[1:2] if len(shape) == 3 and shape[1] > 1 else None
+
+
+def _blocks(places: dict[str, Place]) -> list[Spot]:
+    """Children of one class that stand in lists (``layer1.0``, ``blocks.3``): the class that holds most parameters."""
+    listed = [p for p in places.values() if not p.leaf and p.name.rpartition(".")[2].isdigit()]
+    names = {p.name for p in listed}
+    outermost = [p for p in listed if not any(_inside(p.name, n) for n in names)]
+    weight: Counter[str] = Counter()
+    for place in outermost:
+        weight[place.module] += place.parameters
+    repeated = {m for m, n in Counter(p.module for p in outermost).items() if n > 1}
+    chosen = max(repeated, key=lambda m: weight[m], default=None)
+    if chosen is None:
+        raise TapError("this model has no repeated blocks", where="blocks", remedy="name the places; limbeck taps lists them")
+    return [_spot(p) for p in sorted(outermost, key=lambda p: p.order) if p.module == chosen]
+
+
+def _inside(name: str, other: str) -> bool:
+    return name.startswith(other + ".")
+
+
+def _attention(places: dict[str, Place]) -> list[Spot]:
+    found = [p for p in places.values() if p.probabilities]
+    innermost = [p for p in found if not any(_inside(q.name, p.name) for q in found if p.name != ".") and p.name != "."]
+    if not innermost:
+        raise TapError(
+            "no attention maps came out of any module",
+            where="attention",
+            remedy="transformers models hand them out with attn_implementation='eager'",
+        )
+    ordered = sorted(innermost, key=lambda p: p.order)
+    return [Spot(p.name, "out", p.probabilities[0], p.calls - 1) for p in ordered]
+
+
+def _spot(place: Place) -> Spot:
+    return Spot(place.name, "out", call=place.calls - 1)
+
+
+ROLES: dict[str, Callable[[dict[str, Place]], list[Spot]]] = {
+    "penultimate": _penultimate,
+    "stages": _stages,
+    "blocks": _blocks,
+    "attention": _attention,
+}

@@ -1,0 +1,165 @@
+"""Listening to a model without changing it: hooks that hand values over to a trace.
+
+The hooks are registered once, before any compilation, and do nothing unless a listener is running its model, so a
+tapped model behaves and costs as before for everybody else. Inside ``torch.compile`` the captured values become
+outputs of the one graph. Recomputation under gradient checkpointing happens outside a listening forward and is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import TapError
+from limbeck.core.roles import Spot, resolve
+from limbeck.core.survey import Place, call_model, elements, survey
+from limbeck.core.trace import Trace, logits_of
+
+
+class _Stop(Exception):
+    """Raised inside a forward whose last owed tap has fired."""
+
+
+class Listener:
+    """Runs a model and returns a trace with the taps asked for.
+
+    Args:
+        model: Any module; it is not changed, wrapped or copied.
+        taps: Names of taps (see ``limbeck.core.roles``).
+        inputs: An example of its inputs, for the dry run that resolves roles. Not needed where ``taps`` holds nothing
+            but ``"logits"``.
+        logits: Where logits stand in the output (see ``logits_of``).
+        places: A survey made before, where there is one.
+
+    Raises:
+        TapError: A tap names no place, or its place does not return a tensor.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[str] = (),
+        inputs: Any = None,
+        *,
+        logits: str | None = None,
+        places: dict[str, Place] | None = None,
+    ) -> None:
+        self.model, self.where = model, logits
+        wanted = list(dict.fromkeys(taps))
+        self.wants_logits = "logits" in wanted
+        named = [t for t in wanted if t != "logits"]
+        if named and places is None:
+            places = survey(model, inputs)
+        self.spots: dict[str, Spot | list[Spot]] = {tap: resolve(tap, places or {}) for tap in named}
+        flat = {s for spots in self.spots.values() for s in (spots if isinstance(spots, list) else [spots])}
+        self._calls = {s.module: (places or {})[s.module].calls for s in flat}
+        self._values: dict[Spot, Tensor] | None = None
+        self._seen: dict[str, int] = {}
+        self._owed = len(flat)
+        self._handles = [self._listen(spot) for spot in sorted(flat, key=repr)]
+
+    def _listen(self, spot: Spot) -> Any:
+        module = self.model if spot.module == "." else self.model.get_submodule(spot.module)
+        if spot.side == "in":
+
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if self._values is not None and self._turn(spot, ("in",)):
+                    self._keep(spot, [*args, *kwargs.values()], module)
+
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._values is not None and self._turn(spot, ("out",)):
+                self._keep(spot, elements(output), module)
+
+        return module.register_forward_hook(after)
+
+    def _turn(self, spot: Spot, side: tuple[str, ...]) -> bool:
+        """Whether this call of the module is the one asked for."""
+        if self._calls[spot.module] == 1:
+            return True
+        key = repr((spot, side))
+        seen = self._seen.get(key, 0)
+        self._seen[key] = seen + 1
+        return seen == spot.call
+
+    def _keep(self, spot: Spot, values: list[Any], module: nn.Module) -> None:
+        assert self._values is not None
+        chosen = values[spot.element : spot.element + 1] if spot.element is not None else values
+        value = next((v for v in chosen if isinstance(v, Tensor)), None)
+        if value is None:
+            raise TapError("no tensor passes there", where=spot.module, found=[type(v).__name__ for v in values])
+        if (
+            torch.is_grad_enabled()
+            and not value.requires_grad
+            and spot.side == "out"
+            and value.is_floating_point()
+            and any(p.requires_grad for p in module.parameters())
+        ):
+            raise TapError(
+                "the captured value carries no gradient though its module is trained",
+                where=spot.module,
+                remedy="with gradient checkpointing use use_reentrant=False",
+            )
+        self._values[spot] = value
+        # A compiler drops what nobody needs by itself, and cannot trace an exception out of a forward.
+        if len(self._values) == self._owed and not self.wants_logits and not torch.compiler.is_compiling():
+            raise _Stop
+
+    def __call__(self, inputs: Any) -> Trace:
+        """Run the model. Stops after the last owed tap where nobody asked for logits."""
+        if not self.spots:
+            output = call_model(self.model, inputs)
+            taps: dict[str, Any] = {"logits": logits_of(output, self.where)} if self.wants_logits else {}
+            return Trace(output, taps, self.where)
+        self._values, self._seen, output = {}, {}, None
+        try:
+            if self.wants_logits or torch.compiler.is_compiling():
+                output = call_model(self.model, inputs)
+            else:
+                try:
+                    output = call_model(self.model, inputs)
+                except _Stop:
+                    pass
+            values = self._values
+        finally:
+            self._values = None
+        taps = {}
+        for tap, spots in self.spots.items():
+            several = spots if isinstance(spots, list) else [spots]
+            for spot in several:
+                if spot not in values:
+                    raise TapError(
+                        "this tap never fired in the forward",
+                        where=tap,
+                        found=f"{spot.module!r} did not run",
+                        remedy="the model took another path than in the dry run; tap a place that always runs",
+                    )
+            taps[tap] = [values[s] for s in several] if isinstance(spots, list) else values[several[0]]
+        if self.wants_logits:
+            taps["logits"] = logits_of(output, self.where)
+        return Trace(output, taps, self.where)
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def listen(model: nn.Module, inputs: Any, taps: Iterable[str]) -> Trace:
+    """One forward with taps, in the model's present mode; the hooks are gone afterwards.
+
+    >>> from torch import nn
+    >>> trace = listen(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(1, 4), ["penultimate"])
+    >>> trace["penultimate"].shape
+    torch.Size([1, 8])
+    """
+    listener = Listener(model, [*taps, "logits"], inputs)
+    try:
+        return listener(inputs)
+    finally:
+        listener.close()

@@ -1,0 +1,99 @@
+"""Relational knowledge distillation (RKD): distances and angles between the samples of a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.core.precision import upcast, without_autocast
+from limbeck.core.reduction import Reduction, check_floating, reduce
+from limbeck.core.relations import check_same_batch, rows, unit
+
+
+@without_autocast
+def rkd_loss(
+    student_feature: Tensor,
+    teacher_feature: Tensor,
+    *,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Huber distance between the student's and the teacher's pairwise distances and angles.
+
+    .. math::
+        L &= \lambda_D \frac 1 {N^2} \sum_{ij} h\left( \psi^S_{ij} - \psi^T_{ij} \right)
+            + \lambda_A \frac 1 {N^3} \sum_{ijk} h\left( \cos^S_{ijk} - \cos^T_{ijk} \right) \\
+        \psi_{ij} &= \frac{\|x_i - x_j\|_2}{\mu}, \qquad
+        \cos_{ijk} = \left\langle \frac{x_i - x_j}{\|x_i - x_j\|_2}, \frac{x_k - x_j}{\|x_k - x_j\|_2} \right\rangle
+
+    :math:`\mu` is the mean of the distances above zero, taken for student and teacher apart, so scale does not matter
+    and the two may differ in width. :math:`h` is the Huber loss with delta 1. As in the authors' code, sums run over all
+    pairs and triples, also those that name a sample twice. Distances are taken from differences rather than from a Gram
+    matrix, which would lose the digits of near neighbours in float32; equal samples pass no gradient.
+
+    The loss ties the samples of a batch together: the loss of a batch is not the mean of the losses of its parts. One
+    sample has no relation: 0. Memory grows with :math:`N^2 D + N^3`.
+
+    Args:
+        student_feature: ``[B, *]``; flattened to one vector a sample.
+        teacher_feature: ``[B, *]``, of any width; detached.
+        distance_weight: :math:`\lambda_D`; 25 for classification (1 for metric learning in the authors' scripts).
+        angle_weight: :math:`\lambda_A`; 50 for classification (2 for metric learning).
+        mask: Booleans ``[B]``, True where a sample counts; or over the first dimensions of both features (tokens), where
+            a place left out is 0 in both.
+        reduction: ``"mean"``; ``"sum"``, the mean times the count; ``"none"``: ``[B]``, the part of each sample as first
+            of a pair and as corner of the angles.
+
+    Raises:
+        TensorError: Features of different batch sizes, or a mask that does not fit.
+
+    Source:
+        Park et al., "Relational Knowledge Distillation", 2019, arXiv 1904.05068, equations 3 to 8.
+
+    Example:
+        >>> import torch
+        >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> rkd_loss(student, teacher, distance_weight=1.0, angle_weight=0.0)
+        tensor(0.0035)
+    """
+    check_floating(student_feature, "student_feature", least=2)
+    check_floating(teacher_feature, "teacher_feature", least=2)
+    check_same_batch(student_feature, teacher_feature, "student_feature", "teacher_feature")
+    student_feature, teacher_feature = upcast(student_feature, teacher_feature.detach())
+    student, counts = rows(student_feature, mask)
+    teacher, _ = rows(teacher_feature, mask)
+    weight = student.new_ones(len(student)) if counts is None else counts.to(student.dtype)
+    number = weight.sum().clamp(min=1)
+
+    s_edges, t_edges = _edges(student), _edges(teacher)
+    values = student.new_zeros(len(student))
+    if distance_weight:
+        gap = F.smooth_l1_loss(_distances(s_edges, weight), _distances(t_edges, weight), reduction="none")
+        values = values + distance_weight * (gap @ weight) / number
+    if angle_weight:
+        gap = F.smooth_l1_loss(_angles(s_edges), _angles(t_edges), reduction="none")
+        values = values + angle_weight * (gap @ weight @ weight) / number**2
+    return reduce(values, counts, reduction)
+
+
+def _edges(x: Tensor) -> Tensor:
+    """``[N, N, D]``: from each sample to every other."""
+    return x.unsqueeze(0) - x.unsqueeze(1)
+
+
+def _distances(edges: Tensor, weight: Tensor) -> Tensor:
+    """``[N, N]``: lengths, over the mean of those above zero among samples that count."""
+    lengths = torch.linalg.vector_norm(edges, dim=-1)
+    pairs = weight.unsqueeze(0) * weight.unsqueeze(1) * (lengths > 0)
+    mean = (lengths * pairs).sum() / pairs.sum().clamp(min=1)
+    return lengths / mean.masked_fill(mean == 0, 1.0)
+
+
+def _angles(edges: Tensor) -> Tensor:
+    """``[N, N, N]``: cosine at the first index between the ways to the second and the third."""
+    directions = unit(edges)
+    return directions @ directions.transpose(1, 2)

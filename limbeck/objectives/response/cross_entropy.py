@@ -1,0 +1,55 @@
+"""Cross-entropy with the labels: what a student learns without a teacher."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from limbeck.core.errors import ConfigError
+from limbeck.core.labels import split_labels
+from limbeck.core.precision import upcast
+from limbeck.core.reduction import Reduction, check_logits, fit_mask, reduce
+
+
+def cross_entropy_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Cross-entropy between the labels and the student's probabilities.
+
+    .. math:: L = -\sum_c q_c \log p_c, \qquad p = \mathrm{softmax}(z^S), \qquad
+        q = (1 - \epsilon)\,\mathrm{label} + \epsilon / C
+
+    Args:
+        student_logits: ``[B, *, C]``.
+        labels: Integers ``[B, *]``, negative where a place has no label; or soft labels, floating ``[B, *, C]``.
+        label_smoothing: The share :math:`\epsilon` of the label that is spread evenly over all classes.
+        mask: ``[B]`` or ``[B, *]`` booleans, True where a place counts.
+        reduction: ``"mean"`` over places that count and have a label, ``"sum"``, or ``"none"`` (``[B, *]``).
+
+    Raises:
+        TensorError: Labels that do not fit the logits, or name no class.
+        ConfigError: ``label_smoothing`` outside 0 to 1.
+
+    Example:
+        >>> import torch
+        >>> cross_entropy_loss(torch.tensor([[0.0, 0.0], [5.0, 1.0]]), torch.tensor([1, -1]))
+        tensor(0.6931)
+    """
+    check_logits(student_logits, labels=labels)
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ConfigError("must lie between 0 and 1", where="label_smoothing", found=label_smoothing)
+    (student_logits,) = upcast(student_logits)
+    log_p = student_logits.log_softmax(dim=-1)
+    if labels.is_floating_point():
+        values = -(labels.to(log_p.dtype) * log_p).sum(dim=-1)
+    else:
+        labels, labelled = split_labels(labels, log_p.shape[-1])
+        values = -log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        mask = labelled if mask is None else labelled & fit_mask(mask, values)
+    if label_smoothing:
+        values = (1 - label_smoothing) * values - label_smoothing * log_p.mean(dim=-1)
+    return reduce(values, mask, reduction)
