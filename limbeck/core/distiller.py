@@ -105,8 +105,7 @@ class Distiller(nn.Module):
             batch: An example; a few samples are enough.
             data: What is known about the training set, for objectives that need it.
         """
-        if self._listener is not None:
-            self._listener.close()
+        self.close()
         batch = self.prepare(batch)
         device = next((p.device for p in self.student.parameters()), torch.device("cpu"))
         if self.teacher is not None:
@@ -161,6 +160,12 @@ class Distiller(nn.Module):
         assert isinstance(total, Tensor)
         logits = student.logits.detach() if "logits" in self.loss.student_taps else None
         return Losses(total, terms, weights, logits)
+
+    def close(self) -> None:
+        """Take every hook off the student, so that it can be pickled, exported or distilled again."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
         """What one player trains. Here: all there is."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from limbeck.core.errors import ConfigError, DataError, did_you_mean
 from limbeck.data.hashing import below, draw_bits, key
 from limbeck.data.mixing import Cutmix, Mixing, Mixup
 from limbeck.data.normalise import Normalisation, normalisation
-from limbeck.data.transforms import Cutout, Flip, Geometric, PadCrop, Transform
+from limbeck.data.transforms import Cutout, Flip, Geometric, Masking, PadCrop, Transform
 
 #: The transforms by their names in a recipe.
 TRANSFORMS: dict[str, type[Transform]] = {t.name: t for t in (PadCrop, Flip, Cutout, Mixup, Cutmix)}
@@ -172,30 +173,24 @@ class Augment:
         if self.mixes and labels is not None and not labels.is_floating_point():
             assert self.classes is not None
             labels = (labels.unsqueeze(1) == torch.arange(self.classes, device=labels.device)).float()
-        slot, normalised = 0, False
-        while slot < len(self.transforms):
-            transform = self.transforms[slot]
-            if isinstance(transform, Geometric):
-                end = slot
-                while end < len(self.transforms) and isinstance(self.transforms[end], Geometric):
-                    end += 1
-                images = self._move(images, rows, epoch, range(slot, end))
-                slot = end
+        normalised = False
+        for geometric, slots in groupby(range(len(self.transforms)), lambda s: isinstance(self.transforms[s], Geometric)):
+            if geometric:
+                images = self._move(images, rows, epoch, list(slots))
                 continue
             if not normalised:
                 images, normalised = self.finish(images), True
-            bits = self._bits(rows, epoch, slot)
-            if isinstance(transform, Mixing):
-                half = len(images) // 2
-                images, share = transform(images[:half], images[half:], bits[:half])
-                rows = rows[: len(rows) // 2]
-                if labels is not None:
-                    share = share.unsqueeze(1)
-                    labels = labels[:half] * share + labels[half:] * (1 - share)
-            else:
-                assert isinstance(transform, Cutout)
-                images = transform(images, bits)
-            slot += 1
+            for slot in slots:
+                transform, bits = self.transforms[slot], self._bits(rows, epoch, slot)
+                if isinstance(transform, Mixing):
+                    half = len(images) // 2
+                    images, share = transform(images[:half], images[half:], bits[:half])
+                    rows = rows[: len(rows) // 2]
+                    if labels is not None:
+                        share = share.unsqueeze(1)
+                        labels = labels[:half] * share + labels[half:] * (1 - share)
+                elif isinstance(transform, Masking):
+                    images = transform(images, bits)
         return (images if normalised else self.finish(images)), labels
 
     def finish(self, images: Tensor) -> Tensor:
@@ -210,7 +205,7 @@ class Augment:
     def _bits(self, rows: Tensor, epoch: int, slot: int) -> Tensor:
         return draw_bits(self._key(epoch, slot), rows.flatten(), self.transforms[slot].draws)
 
-    def _move(self, images: Tensor, rows: Tensor, epoch: int, slots: range) -> Tensor:
+    def _move(self, images: Tensor, rows: Tensor, epoch: int, slots: list[int]) -> Tensor:
         """Apply neighbouring geometric transforms by one gather.
 
         From the last to the first, each says where its output reads from; what falls outside of the image at any of them

@@ -34,6 +34,14 @@ class Geometric(Transform):
         raise TypeError(f"{type(self).__name__} must define coordinates")  # pragma: no cover
 
 
+class Masking(Transform):
+    """A transform that changes normalised pixels where they are."""
+
+    def __call__(self, images: Tensor, bits: Tensor) -> Tensor:
+        """Change ``[B, C, H, W]`` by ``bits [B, draws]``."""
+        raise TypeError(f"{type(self).__name__} must define __call__")  # pragma: no cover
+
+
 @dataclass(frozen=True)
 class PadCrop(Geometric):
     """Pad every side with black, then crop the old size at a random place.
@@ -41,9 +49,8 @@ class PadCrop(Geometric):
     Offsets are uniform in ``0 .. 2 * padding``, for rows and columns apart. He et al., "Deep Residual Learning", 2015,
     section 4.2, which pads CIFAR images by 4 (the default).
 
-    Example:
-        >>> parse = PadCrop(padding=2); parse.name
-        'pad_crop'
+    Args:
+        padding: Pixels added to every side.
     """
 
     padding: int = 4
@@ -76,7 +83,7 @@ class Flip(Geometric):
 
 
 @dataclass(frozen=True)
-class Cutout(Transform):
+class Cutout(Masking):
     """Set a square to zero, after normalisation: to the mean colour.
 
     The square's centre is uniform over the image and what hangs over the border is lost. DeVries and Taylor, "Improved

@@ -35,8 +35,8 @@ def at_loss(
         student_feature: Maps ``[B, C, *]`` or tokens ``[B, T, D]``, or a list of them, one a layer.
         teacher_feature: As many, of any width; detached.
         p: Power of the activations; 2 in the paper's experiments.
-        mask: Booleans, True where a sample ``[B]`` or a place (``[B, T]``, ``[B, *]``) counts; places need maps of equal
-            size.
+        mask: Booleans, True where a sample ``[B]`` or a place (``[B, T]``, ``[B, *]``) counts; places need maps of
+            equal size.
         reduction: ``"mean"`` over samples that count, ``"sum"``, or ``"none"`` (``[B]``).
 
     Raises:
@@ -105,7 +105,11 @@ def _same_places(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             found=f"{list(student.shape)} beside the teacher's {list(teacher.shape)}",
             wanted="tokens [B, T, D] of equal T, or maps [B, C, H, W] or [B, C, T, H, W] of any size",
         )
-    pool = F.adaptive_avg_pool2d if student.ndim == 4 else F.adaptive_avg_pool3d
-    size = [min(s, t) for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-    pooled = [f if list(f.shape[2:]) == size else pool(f, size) for f in (student, teacher)]
-    return pooled[0], pooled[1]
+    size = tuple(min(s, t) for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    return _pool(student, size), _pool(teacher, size)
+
+
+def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
+    if feature.shape[2:] == size:
+        return feature
+    return F.adaptive_avg_pool2d(feature, size) if len(size) == 2 else F.adaptive_avg_pool3d(feature, size)

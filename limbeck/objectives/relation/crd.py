@@ -225,7 +225,7 @@ class NegativeSampler(torch.nn.Module):
             raise TensorError("not one class a sample", where="labels", found=found, wanted=f"[{samples}] integers")
         # Unlabelled samples become classes of their own; then classes lie in runs of `order`.
         own = labels.long().cpu().clone()
-        own[own < 0] = int(own.max()) + 1 + torch.arange(int((own < 0).sum())) if samples else own
+        own[own < 0] = int(own.max()) + 1 + torch.arange(int((own < 0).sum()))
         order = own.argsort(stable=True)
         _, group, sizes = own[order].unique_consecutive(return_inverse=True, return_counts=True)
         if samples < 2 or int(sizes.max()) == samples:
@@ -269,7 +269,9 @@ def _embeddings(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[
     return unit(student), unit(teacher), counts
 
 
-def _bank_rows(embedding: Tensor, student_bank: Tensor, teacher_bank: Tensor, index: Tensor, negatives: Tensor) -> Tensor:
+def _bank_rows(
+    embedding: Tensor, student_bank: Tensor, teacher_bank: Tensor, index: Tensor, negatives: Tensor
+) -> Tensor:
     """``[B, 1 + K]``: the row of each sample, then those of its negatives."""
     check_same_shape(student_bank, teacher_bank, "student_bank", "teacher_bank")
     size, width = embedding.shape

@@ -30,9 +30,9 @@ def rkd_loss(
         \cos_{ijk} = \left\langle \frac{x_i - x_j}{\|x_i - x_j\|_2}, \frac{x_k - x_j}{\|x_k - x_j\|_2} \right\rangle
 
     :math:`\mu` is the mean of the distances above zero, taken for student and teacher apart, so scale does not matter
-    and the two may differ in width. :math:`h` is the Huber loss with delta 1. As in the authors' code, sums run over all
-    pairs and triples, also those that name a sample twice. Distances are taken from differences rather than from a Gram
-    matrix, which would lose the digits of near neighbours in float32; equal samples pass no gradient.
+    and the two may differ in width. :math:`h` is the Huber loss with delta 1. As in the authors' code, sums run over
+    all pairs and triples, also those that name a sample twice. Distances are taken from differences rather than from a
+    Gram matrix, which would lose the digits of near neighbours in float32; equal samples pass no gradient.
 
     The loss ties the samples of a batch together: the loss of a batch is not the mean of the losses of its parts. One
     sample has no relation: 0. Memory grows with :math:`N^2 D + N^3`.
@@ -42,10 +42,10 @@ def rkd_loss(
         teacher_feature: ``[B, *]``, of any width; detached.
         distance_weight: :math:`\lambda_D`; 25 for classification (1 for metric learning in the authors' scripts).
         angle_weight: :math:`\lambda_A`; 50 for classification (2 for metric learning).
-        mask: Booleans ``[B]``, True where a sample counts; or over the first dimensions of both features (tokens), where
-            a place left out is 0 in both.
-        reduction: ``"mean"``; ``"sum"``, the mean times the count; ``"none"``: ``[B]``, the part of each sample as first
-            of a pair and as corner of the angles.
+        mask: Booleans ``[B]``, True where a sample counts; or over the first dimensions of both features (tokens),
+            where a place left out is 0 in both.
+        reduction: ``"mean"``; ``"sum"``, the mean times the count; ``"none"``: ``[B]``, the part of each sample as
+            first of a pair and as corner of the angles.
 
     Raises:
         TensorError: Features of different batch sizes, or a mask that does not fit.
