@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from limbeck.core.errors import TapError, did_you_mean
@@ -98,13 +99,20 @@ def _penultimate(places: dict[str, Place]) -> list[Spot]:
 
 
 def _stages(places: dict[str, Place]) -> list[Spot]:
-    """The last module to finish at each resolution: of maps ``[B, C, H, W]``, or of token rows ``[B, N, D]``."""
+    """The last module to finish at each resolution of maps ``[B, C, H, W]``; of token rows the last block at each length.
+
+    What runs inside a repeated block at another resolution than the block's output does not count: the expansion of an
+    inverted bottleneck, the tensors of a channels-last interior, a bias map.
+    """
+    repeated = _repeated(places)
     last: dict[tuple[int, ...], Place] = {}
-    maps = any(_resolution(p) for p in places.values() if p.shape and len(p.shape) == 4)
-    for place in places.values():
+    if repeated and all(len(p.shape or ()) == 3 for p in repeated):
+        for spot in _blocks(places):
+            last[places[spot.module].shape[1:2]] = places[spot.module]  # type: ignore[index]
+    for place in places.values() if not last else ():
         resolution = _resolution(place)
-        if resolution and place.name != "." and (len(resolution) == 2 or not maps):
-            last.pop(resolution, None)
+        inner = any(_inside(place.name, b.name) and _resolution(b) != resolution for b in repeated)
+        if resolution and not inner and place.name != ".":
             last[resolution] = place
     if not last:
         raise TapError(
@@ -115,26 +123,37 @@ def _stages(places: dict[str, Place]) -> list[Spot]:
 
 def _resolution(place: Place) -> tuple[int, ...] | None:
     shape = place.shape
-    if place.probabilities or shape is None:
+    if shape is None or place.probabilities or len(shape) != 4 or prod(shape[2:]) == 1:
         return None
-    if len(shape) == 4 and shape[2] * shape[3] > 1:
-        return shape[2:]
-    return shape[1:2] if len(shape) == 3 and shape[1] > 1 else None
+    return shape[2:]
+
+
+def _repeated(places: dict[str, Place]) -> list[Place]:
+    """Modules with children that stand in lists (``layer1.0``) and have a sibling of their own class."""
+    listed = [p for p in places.values() if not p.leaf and p.name.rpartition(".")[2].isdigit()]
+    count = Counter(p.module for p in listed)
+    return [p for p in listed if count[p.module] > 1]
 
 
 def _blocks(places: dict[str, Place]) -> list[Spot]:
-    """Children of one class that stand in lists (``layer1.0``, ``blocks.3``): the class that holds most parameters."""
-    listed = [p for p in places.values() if not p.leaf and p.name.rpartition(".")[2].isdigit()]
-    names = {p.name for p in listed}
-    outermost = [p for p in listed if not any(_inside(p.name, n) for n in names)]
-    weight: Counter[str] = Counter()
-    for place in outermost:
-        weight[place.module] += place.parameters
-    repeated = {m for m, n in Counter(p.module for p in outermost).items() if n > 1}
-    chosen = max(repeated, key=lambda m: weight[m], default=None)
-    if chosen is None:
-        raise TapError("this model has no repeated blocks", where="blocks", remedy="name the places; limbeck taps lists them")
-    return [_spot(p) for p in sorted(outermost, key=lambda p: p.order) if p.module == chosen]
+    """The outermost repeated modules; of several classes the one with most parameters.
+
+    Where no two of them map the same shape to the same shape and each holds repeated modules in turn, they are stages,
+    and the blocks are one level down.
+    """
+    candidates = _repeated(places)
+    while candidates:
+        outer = [p for p in candidates if not any(_inside(p.name, q.name) for q in candidates)]
+        weight: Counter[str] = Counter()
+        for place in outer:
+            weight[place.module] += place.parameters
+        chosen = [p for p in outer if p.module == max(weight, key=lambda m: weight[m])]
+        inner = [p for p in candidates if any(_inside(p.name, q.name) for q in chosen)]
+        distinct = len({(p.inputs, p.shape) for p in chosen}) == len(chosen)
+        if not (distinct and all(any(_inside(p.name, q.name) for p in inner) for q in chosen)):
+            return [_spot(p) for p in sorted(chosen, key=lambda p: p.order)]
+        candidates = inner
+    raise TapError("this model has no repeated blocks", where="blocks", remedy="name the places; limbeck taps lists them")
 
 
 def _inside(name: str, other: str) -> bool:

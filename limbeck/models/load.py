@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.errors import LimbeckError, MissingExtra, ModelError, did_you_mean
+from limbeck.core.errors import ModelError, did_you_mean
 from limbeck.models import zoo
+from limbeck.models.libraries import build, from_timm, from_torchvision, from_transformers
 from limbeck.models.weights import load_weights
 
 Spec = str | os.PathLike[str] | nn.Module
@@ -71,11 +72,11 @@ def load_model(
         model = name
         _refuse("an nn.Module", options, auto=auto, pretrained=pretrained)
     elif name.startswith("timm:"):
-        model = _timm(name.removeprefix("timm:"), given, bool(pretrained), options)
+        model = from_timm(name.removeprefix("timm:"), given, bool(pretrained), options)
     elif name.startswith("torchvision:"):
-        model = _torchvision(name.removeprefix("torchvision:"), given, bool(pretrained), options)
+        model = from_torchvision(name.removeprefix("torchvision:"), given, bool(pretrained), options)
     elif name.startswith("hf:"):
-        model = _transformers(name.removeprefix("hf:"), given, auto, pretrained is not False, options)
+        model = from_transformers(name.removeprefix("hf:"), given, auto, pretrained is not False, options)
     elif isinstance(spec, str) and zoo.is_known(name):
         _refuse(name, {}, auto=auto, pretrained=pretrained)
         model = zoo.create(name, **given, **options)
@@ -83,7 +84,7 @@ def load_model(
         if not (Path(name) / "config.json").is_file():
             remedy = "to read weights, name the model and give the folder as its weights"
             raise ModelError("no transformers model: this folder has no config.json", where=name, remedy=remedy)
-        model = _transformers(name, given, auto, pretrained is not False, options)
+        model = from_transformers(name, given, auto, pretrained is not False, options)
     elif ":" in name:
         _refuse(name, {}, auto=auto, pretrained=pretrained)
         model = _callable(name, given, options)
@@ -127,7 +128,7 @@ def _callable(name: str, given: dict[str, int], options: dict[str, Any]) -> nn.M
         return found
     if not callable(found):
         raise ModelError("this is no callable", where=name, found=type(found).__name__, wanted="a class or a function")
-    model = _build(name, lambda: found(**_accepted(found, given), **options))
+    model = build(name, lambda: found(**_accepted(found, given), **options))
     if not isinstance(model, nn.Module):
         raise ModelError("it returned no model", where=name, found=type(model).__name__, wanted="an nn.Module")
     return model
@@ -139,70 +140,3 @@ def _accepted(function: Any, given: dict[str, int]) -> dict[str, int]:
     except (TypeError, ValueError):  # written in C, says nothing about itself
         return {}
     return {key: value for key, value in given.items() if key in parameters}
-
-
-def _build(name: str, call: Any) -> Any:
-    """Call a builder that is not ours; whatever it raises is about the arguments it was given."""
-    try:
-        return call()
-    except LimbeckError:
-        raise
-    except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        raise ModelError(f"building it raised {type(error).__name__}: {''.join(first)}", where=name) from error
-
-
-def _optional(package: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise MissingExtra(package, extra=extra) from error
-
-
-def _timm(name: str, given: dict[str, int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    timm = _optional("timm", "vision")
-    if "in_channels" in given:
-        options = {"in_chans": given["in_channels"], **options}
-    if "num_classes" in given:
-        options = {"num_classes": given["num_classes"], **options}
-    return _build(f"timm:{name}", lambda: timm.create_model(name, pretrained=pretrained, **options))
-
-
-def _torchvision(name: str, given: dict[str, int], pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    models = _optional("torchvision.models", "vision")
-    if "num_classes" in given:
-        options = {"num_classes": given["num_classes"], **options}
-    weights = "DEFAULT" if pretrained else None
-    return _build(f"torchvision:{name}", lambda: models.get_model(name, weights=weights, **options))
-
-
-def _transformers(
-    name: str, given: dict[str, int], auto: str | None, pretrained: bool, options: dict[str, Any]
-) -> nn.Module:
-    transformers = _optional("transformers", "language")
-    local = Path(name).is_dir()
-    config = _build(name, lambda: transformers.AutoConfig.from_pretrained(name, local_files_only=local))
-    class_name = auto or next(iter(config.architectures or ()), "AutoModel")
-    model_class = getattr(transformers, class_name, None)
-    if model_class is None:
-        near = did_you_mean(class_name, dir(transformers))
-        remedy = near or "give auto='AutoModelFor...'"
-        raise ModelError("transformers has no such class", where="auto", found=class_name, remedy=remedy)
-    classes = given.get("num_classes")
-    new_head = classes is not None and "Classification" in class_name and classes != config.num_labels
-    if new_head:
-        config.num_labels = classes
-    for key, value in options.items():
-        if not hasattr(config, key):
-            near = did_you_mean(key, config.to_dict())
-            raise ModelError("no such entry in the model's configuration", where=f"{name}.{key}", remedy=near)
-        setattr(config, key, value)
-    if not pretrained:
-        make = model_class.from_config if class_name.startswith("Auto") else model_class
-        return _build(name, lambda: make(config))
-    return _build(
-        name,
-        lambda: model_class.from_pretrained(
-            name, config=config, local_files_only=local, use_safetensors=True, ignore_mismatched_sizes=new_head
-        ),
-    )

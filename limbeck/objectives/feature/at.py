@@ -112,4 +112,5 @@ def _same_places(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
     if feature.shape[2:] == size:
         return feature
-    return F.adaptive_avg_pool2d(feature, size) if len(size) == 2 else F.adaptive_avg_pool3d(feature, size)
+    pool = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
+    return pool(feature, size)  # type: ignore[arg-type]  # as many numbers as the pool has dimensions

@@ -187,9 +187,9 @@ def update_bank(
         mask: ``[B]`` booleans, True where a sample counts; the rows of others stay.
     """
     embedding, counts = rows(embedding.to(bank.dtype), mask)
-    old = bank[index]
-    new = unit(momentum * old + (1 - momentum) * unit(embedding))
-    bank.index_copy_(0, index, new if counts is None else torch.where(counts.unsqueeze(1), new, old))
+    if counts is not None:  # not written back as they were: a sample left out may carry the index of one that counts
+        embedding, index = embedding[counts], index[counts]
+    bank.index_copy_(0, index, unit(momentum * bank[index] + (1 - momentum) * unit(embedding)))
 
 
 class NegativeSampler(torch.nn.Module):
@@ -212,7 +212,6 @@ class NegativeSampler(torch.nn.Module):
     """
 
     order: Tensor
-    place: Tensor
     begin: Tensor
     length: Tensor
 
@@ -223,12 +222,14 @@ class NegativeSampler(torch.nn.Module):
         if labels.shape != (samples,) or labels.is_floating_point():
             found = f"{list(labels.shape)} {labels.dtype}"
             raise TensorError("not one class a sample", where="labels", found=found, wanted=f"[{samples}] integers")
+        if samples < 2:
+            raise TensorError("no negatives to draw", where="samples", found=samples, wanted="two or more")
         # Unlabelled samples become classes of their own; then classes lie in runs of `order`.
         own = labels.long().cpu().clone()
         own[own < 0] = int(own.max()) + 1 + torch.arange(int((own < 0).sum()))
         order = own.argsort(stable=True)
         _, group, sizes = own[order].unique_consecutive(return_inverse=True, return_counts=True)
-        if samples < 2 or int(sizes.max()) == samples:
+        if len(sizes) < 2:
             raise TensorError("no negatives to draw", where="labels", found="one class", wanted="two classes or more")
         starts = sizes.cumsum(0) - sizes
         begin, length = torch.empty(samples, dtype=torch.long), torch.empty(samples, dtype=torch.long)
@@ -236,13 +237,13 @@ class NegativeSampler(torch.nn.Module):
         # They follow from labels and seed, so a checkpoint need not hold them.
         for name, value in (("order", order), ("begin", begin), ("length", length)):
             self.register_buffer(name, value, persistent=False)
-        self.seed = seed
+        self.key = int(_mix(torch.tensor(seed)))
 
     def forward(self, index: Tensor, number: int, step: int | Tensor) -> Tensor:
         """``[B, number]`` rows, none of the class of the sample it stands beside."""
         samples = len(self.order)
         begin, length = self.begin[index].unsqueeze(1), self.length[index].unsqueeze(1)
-        key = _mix(_mix(torch.as_tensor(step, device=index.device) + (self.seed << 20)) + index)
+        key = _mix(_mix(torch.as_tensor(step, device=index.device) + self.key) + index)
         bits = _mix(key.unsqueeze(1) + _GOLDEN * torch.arange(1, number + 1, device=index.device))
         # The upper 31 bits, scaled to the number of rows outside the class, whose run is then stepped over.
         position = (((bits >> 33) & 0x7FFFFFFF) * (samples - length)) >> 31
