@@ -70,7 +70,7 @@ class Batch:
         return valid.sum()
 
     def share(self, unit: Unit) -> Tensor | float:
-        """This batch's part of the step: ``count / total``, which turns a mean over it into its part of the step's mean."""
+        """This batch's part of the step, ``count / total``: what turns a mean over it into its part of the step's mean."""
         total = self.totals.get(unit)
         return 1.0 if total is None else self.count(unit) / total
 
@@ -99,7 +99,7 @@ class Batch:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and dicts; objects with ``.to`` pass through ``apply``."""
+    """Apply a function to every tensor in nested tuples, lists and dicts, and in graphs that have ``apply``."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -118,7 +118,9 @@ def batch_size_of(inputs: Any) -> int:
     """The length of the first tensor found in the inputs."""
     if isinstance(inputs, Tensor) and inputs.ndim:
         return inputs.shape[0]
-    for value in inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (list, tuple)) else ():
+    for value in (
+        inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (list, tuple)) else ()
+    ):
         if isinstance(value, (Tensor, Mapping, list, tuple)):
             return batch_size_of(value)
     if hasattr(inputs, "num_graphs"):

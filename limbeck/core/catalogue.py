@@ -113,7 +113,9 @@ def register(card: Card, function: Callable[..., Any] | None = None, **preset: A
                 "two methods have this key", where=card.key, found=f"{known.cls.__module__} and {cls.__module__}"
             )
         if function is not None and function.__name__ != f"{card.key}_loss" and not preset:
-            raise ConfigError("a method's function is named after it", where=function.__name__, wanted=f"{card.key}_loss")
+            raise ConfigError(
+                "a method's function is named after it", where=function.__name__, wanted=f"{card.key}_loss"
+            )
         _methods[card.key] = Method(card, cls, function, preset)
         if "card" not in cls.__dict__:
             cls.card = card
@@ -164,7 +166,8 @@ def load_plugin(name: str, where: str = "plugins") -> None:
                 raise ConfigError("no such file", where=where, found=name)
             if path.stem not in sys.modules:
                 spec = importlib.util.spec_from_file_location(path.stem, path)
-                assert spec is not None and spec.loader is not None
+                assert spec is not None
+                assert spec.loader is not None
                 module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
                 try:
                     spec.loader.exec_module(module)
@@ -185,7 +188,8 @@ def options_of(function: Callable[..., Any], name: str) -> type[BaseModel]:
     """A strict pydantic model of a callable's keyword options, from its signature."""
     fields: dict[str, Any] = {}
     annotations = inspect.get_annotations(
-        function.__init__ if inspect.isclass(function) else function, eval_str=True  # type: ignore[misc]
+        function.__init__ if inspect.isclass(function) else function,
+        eval_str=True,  # type: ignore[misc]
     )
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.batch import Batch, map_tensors
+from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError, ModelError
 from limbeck.core.objective import DataInfo, Objective, Terms
 from limbeck.core.survey import dry
@@ -150,7 +150,11 @@ class Distiller(nn.Module):
         for name, objective, schedule in self.loss.items():
             value = objective(student, teacher, batch)
             share = batch.share(objective.contract.normalizer)
-            parts = {f"{name}/{k}": v * share for k, v in value.items()} if isinstance(value, dict) else {name: value * share}
+            parts = (
+                {f"{name}/{k}": v * share for k, v in value.items()}
+                if isinstance(value, dict)
+                else {name: value * share}
+            )
             # The weight takes the loss's device; a 0-d CPU tensor would do in eager mode, but not in CUDA graphs.
             first = next(iter(parts.values()))
             weights[name] = schedule(batch.progress).to(first.device)
@@ -178,8 +182,3 @@ class Distiller(nn.Module):
         if self.teacher is not None and device is not None:
             self.teacher.to(device)
         return self
-
-
-def detached(losses: Losses) -> dict[str, float]:
-    """Total and terms as plain numbers, for logs; waits for the device."""
-    return {"total": float(losses.total.detach()), **map_tensors(losses.terms, float)}

@@ -23,7 +23,9 @@ def pair_shapes(student: Sequence[Shape], teacher: Sequence[Shape]) -> list[tupl
     [(0, 2), (1, 5)]
     """
     if not student or not teacher:
-        raise TapError("nothing to pair", where="taps", found=f"{len(student)} student and {len(teacher)} teacher features")
+        raise TapError(
+            "nothing to pair", where="taps", found=f"{len(student)} student and {len(teacher)} teacher features"
+        )
     if all(len(s) == 4 for s in [*student, *teacher]):
         deepest = {tuple(s[2:]): i for i, s in enumerate(teacher)}
         own = {tuple(s[2:]): i for i, s in enumerate(student)}

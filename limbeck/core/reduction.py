@@ -40,7 +40,9 @@ def reduce(values: Tensor, mask: Tensor | None = None, reduction: Reduction = "m
     if reduction == "sum":
         return values.sum()
     if reduction != "mean":
-        raise ConfigError("no such reduction", where="reduction", found=repr(reduction), wanted="'mean', 'sum' or 'none'")
+        raise ConfigError(
+            "no such reduction", where="reduction", found=repr(reduction), wanted="'mean', 'sum' or 'none'"
+        )
     return values.mean() if mask is None else values.sum() / mask.sum().clamp(min=1)
 
 

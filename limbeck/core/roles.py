@@ -92,14 +92,16 @@ def _penultimate(places: dict[str, Place]) -> list[Spot]:
     linear = [p for p in places.values() if p.linear]
     if not linear:
         raise TapError(
-            "this model has no linear layer", where="penultimate", remedy="name the place itself; limbeck taps lists them"
+            "this model has no linear layer",
+            where="penultimate",
+            remedy="name the place itself; limbeck taps lists them",
         )
     last = max(linear, key=lambda p: p.order)
     return [Spot(last.name, "in", call=last.calls - 1)]
 
 
 def _stages(places: dict[str, Place]) -> list[Spot]:
-    """The last module to finish at each resolution of maps ``[B, C, H, W]``; of token rows the last block at each length.
+    """The last module to finish at each resolution of maps ``[B, C, H, W]``; the last block at each length of rows.
 
     What runs inside a repeated block at another resolution than the block's output does not count: the expansion of an
     inverted bottleneck, the tensors of a channels-last interior, a bias map.
@@ -153,7 +155,9 @@ def _blocks(places: dict[str, Place]) -> list[Spot]:
         if not (distinct and all(any(_inside(p.name, q.name) for p in inner) for q in chosen)):
             return [_spot(p) for p in sorted(chosen, key=lambda p: p.order)]
         candidates = inner
-    raise TapError("this model has no repeated blocks", where="blocks", remedy="name the places; limbeck taps lists them")
+    raise TapError(
+        "this model has no repeated blocks", where="blocks", remedy="name the places; limbeck taps lists them"
+    )
 
 
 def _inside(name: str, other: str) -> bool:

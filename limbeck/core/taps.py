@@ -7,6 +7,7 @@ outputs of the one graph. Recomputation under gradient checkpointing happens out
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -120,10 +121,8 @@ class Listener:
             if self.wants_logits or torch.compiler.is_compiling():
                 output = call_model(self.model, inputs)
             else:
-                try:
+                with contextlib.suppress(_Stop):
                     output = call_model(self.model, inputs)
-                except _Stop:
-                    pass
             values = self._values
         finally:
             self._values = None

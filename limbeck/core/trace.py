@@ -43,7 +43,9 @@ class Trace:
             return value
         if self.output is None:
             raise TapError(
-                "the model was stopped before its logits", where="logits", remedy="list 'logits' among the objective's taps"
+                "the model was stopped before its logits",
+                where="logits",
+                remedy="list 'logits' among the objective's taps",
             )
         return logits_of(self.output, self._where)
 

@@ -67,8 +67,8 @@ def at_loss(
         values = _layer(student, teacher, p, mask)
         total = values if total is None else total + values
     assert total is not None
-    if mask is not None:
-        mask = mask.reshape(mask.shape[0], -1).any(dim=1)
+    if mask is not None and mask.ndim > 1:
+        mask = mask.flatten(1).any(dim=1)
     return reduce(total, mask, reduction)
 
 
