@@ -70,7 +70,7 @@ class Batch:
         return valid.sum()
 
     def share(self, unit: Unit) -> Tensor | float:
-        """This batch's part of the step, ``count / total``: what turns a mean over it into its part of the step's mean."""
+        """This batch's part of the step, ``count / total``: turns a mean over it into its part of the step's mean."""
         total = self.totals.get(unit)
         return 1.0 if total is None else self.count(unit) / total
 

@@ -189,7 +189,7 @@ def options_of(function: Callable[..., Any], name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     annotations = inspect.get_annotations(
         function.__init__ if inspect.isclass(function) else function,
-        eval_str=True,  # type: ignore[misc]
+        eval_str=True,
     )
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -81,7 +81,7 @@ class Objective(nn.Module):
             raise ConfigError(
                 "not set up yet",
                 where=f"{_name(self)}.{helper}",
-                remedy="let Distiller.setup(batch) size it, or call setup(student, teacher, batch, DataInfo()) with traces",
+                remedy="let Distiller.setup(batch) size it, or call setup(student, teacher, batch, DataInfo()) yourself",
             )
         return value
 
