@@ -76,12 +76,12 @@ class Objective(nn.Module):
 
     def ready(self, helper: str) -> Any:
         """A helper made by ``setup``, or an error that says how it comes about."""
-        value = getattr(self, helper)
+        value = getattr(self, helper, None)
         if value is None:
             raise ConfigError(
                 "not set up yet",
                 where=f"{_name(self)}.{helper}",
-                remedy="let Distiller.setup(batch) size it, or call setup(student, teacher, batch, DataInfo()) yourself",
+                remedy="let Distiller.setup(batch) size it, or call setup(student, teacher, batch, DataInfo())",
             )
         return value
 

@@ -104,7 +104,7 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_BND = self.patch(x).flatten(2).transpose(1, 2)
-        x_BND = torch.cat([self.cls_token.expand(len(x), -1, -1), x_BND], dim=1) + self.pos_embed
+        x_BND = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x_BND], dim=1) + self.pos_embed
         for block in self.blocks:
             x_BND = block(x_BND)
         return self.linear(self.norm(x_BND)[:, 0])

@@ -102,7 +102,8 @@ def create(
     accepted = inspect.signature(builder).parameters
     if image_size is not None and "image_size" in accepted:
         options["image_size"] = image_size
-    own = [key for key, p in accepted.items() if p.kind is p.KEYWORD_ONLY and key not in ("num_classes", "in_channels")]
+    settled = {"num_classes", "in_channels", *getattr(builder, "keywords", ())}  # the name has said some of them
+    own = [key for key in accepted if key not in settled]
     for key in options:
         if key not in own:
             remedy = did_you_mean(key, own)

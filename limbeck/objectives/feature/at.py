@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.errors import TensorError
-from limbeck.core.precision import upcast
-from limbeck.core.reduction import Reduction, check_floating, check_positive, fit_mask, reduce
+from limbeck.core.reduction import Reduction, check_floating, check_positive, fit_mask, reduce, widen
 from limbeck.core.relations import channel_dim, check_same_batch, unit
 
 
@@ -77,7 +76,7 @@ def _layer(student: Tensor, teacher: Tensor, p: float, mask: Tensor | None) -> T
     check_floating(student, "student_feature", least=3)
     check_floating(teacher, "teacher_feature", least=3)
     check_same_batch(student, teacher, "student_feature", "teacher_feature")
-    student, teacher = _same_places(*upcast(student, teacher.detach()))
+    student, teacher = _same_places(widen(student), widen(teacher.detach()))
     s_map, t_map = _energy(student, p), _energy(teacher, p)
     if mask is None or mask.ndim == 1:
         return (unit(s_map.flatten(1)) - unit(t_map.flatten(1))).square().mean(dim=1)

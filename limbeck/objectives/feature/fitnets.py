@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from limbeck.core.precision import upcast
-from limbeck.core.reduction import Reduction, check_floating, check_same_shape, reduce
+from limbeck.core.reduction import Reduction, check_floating, check_same_shape, reduce, widen
 from limbeck.core.relations import channel_dim
 
 
@@ -45,6 +44,6 @@ def fitnets_loss(
     check_floating(student_feature, "student_feature", least=2)
     check_floating(teacher_feature, "teacher_feature", least=2)
     check_same_shape(teacher_feature, student_feature, "teacher_feature", "student_feature")
-    student_feature, teacher_feature = upcast(student_feature, teacher_feature.detach())
-    values = 0.5 * (student_feature - teacher_feature).square().mean(dim=channel_dim(student_feature))
+    gap = widen(student_feature) - widen(teacher_feature.detach())
+    values = 0.5 * gap.square().mean(dim=channel_dim(gap))
     return reduce(values, mask, reduction)

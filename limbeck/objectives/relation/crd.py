@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import TensorError
-from limbeck.core.precision import upcast, without_autocast
-from limbeck.core.reduction import Reduction, check_floating, check_positive, check_same_shape, reduce
+from limbeck.core.precision import without_autocast
+from limbeck.core.reduction import Reduction, check_floating, check_positive, check_same_shape, reduce, widen
 from limbeck.core.relations import rows, unit
 
 
@@ -265,8 +265,8 @@ def _embeddings(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[
     check_floating(student, "student_embedding", least=2)
     check_floating(teacher, "teacher_embedding", least=2)
     check_same_shape(student, teacher, "student_embedding", "teacher_embedding")
-    student, teacher = upcast(student, teacher)
-    (student, counts), (teacher, _) = rows(student, mask), rows(teacher, mask)
+    student, counts = rows(widen(student), mask)
+    teacher, _ = rows(teacher.to(student.dtype), mask)
     return unit(student), unit(teacher), counts
 
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.core.precision import upcast, without_autocast
-from limbeck.core.reduction import Reduction, check_floating, reduce
+from limbeck.core.precision import without_autocast
+from limbeck.core.reduction import Reduction, check_floating, reduce, widen
 from limbeck.core.relations import check_same_batch, rows, unit
 
 
@@ -63,9 +63,8 @@ def rkd_loss(
     check_floating(student_feature, "student_feature", least=2)
     check_floating(teacher_feature, "teacher_feature", least=2)
     check_same_batch(student_feature, teacher_feature, "student_feature", "teacher_feature")
-    student_feature, teacher_feature = upcast(student_feature, teacher_feature.detach())
-    student, counts = rows(student_feature, mask)
-    teacher, _ = rows(teacher_feature, mask)
+    student, counts = rows(widen(student_feature), mask)
+    teacher, _ = rows(teacher_feature.detach().to(student.dtype), mask)
     weight = student.new_ones(len(student)) if counts is None else counts.to(student.dtype)
     number = weight.sum().clamp(min=1)
 

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from limbeck.core.errors import ConfigError
 from limbeck.core.labels import split_labels
-from limbeck.core.precision import upcast
-from limbeck.core.reduction import Reduction, check_logits, fit_mask, reduce
+from limbeck.core.reduction import Reduction, check_logits, fit_mask, reduce, widen
 
 
 def cross_entropy_loss(
@@ -42,8 +41,7 @@ def cross_entropy_loss(
     check_logits(student_logits, labels=labels)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ConfigError("must lie between 0 and 1", where="label_smoothing", found=label_smoothing)
-    (student_logits,) = upcast(student_logits)
-    log_p = student_logits.log_softmax(dim=-1)
+    log_p = widen(student_logits).log_softmax(dim=-1)
     if labels.is_floating_point():
         values = -(labels.to(log_p.dtype) * log_p).sum(dim=-1)
     else:

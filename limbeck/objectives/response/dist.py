@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from limbeck.core.precision import upcast
-from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce
+from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
 
 
 def dist_loss(
@@ -63,9 +62,8 @@ def dist_loss(
     """
     check_logits(student_logits, teacher_logits, labels)
     check_positive(tau, "tau")
-    student_logits, teacher_logits = upcast(student_logits, teacher_logits.detach())
-    y_student = (student_logits / tau).softmax(dim=-1)
-    y_teacher = (teacher_logits / tau).softmax(dim=-1)
+    y_student = (widen(student_logits) / tau).softmax(dim=-1)
+    y_teacher = (widen(teacher_logits.detach()) / tau).softmax(dim=-1)
 
     places = y_student.shape[:-1]
     inter = 1 - _pearson(y_student, y_teacher, eps)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from limbeck.core.errors import TensorError
 from limbeck.core.labels import split_labels
-from limbeck.core.precision import upcast
-from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce
+from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
 
 
 def dkd_loss(
@@ -66,12 +65,11 @@ def dkd_loss(
     if labels is None or labels.is_floating_point():
         found = "none" if labels is None else f"{list(labels.shape)} {labels.dtype}"
         raise TensorError("DKD needs to know the target class", where="labels", found=found, wanted="integer labels")
-    student_logits, teacher_logits = upcast(student_logits, teacher_logits.detach())
     labels, labelled = split_labels(labels, classes)
     target = labels.unsqueeze(-1)
 
-    s_target, s_rest, s_others = _decouple(student_logits / temperature, target)
-    t_target, t_rest, t_others = _decouple(teacher_logits / temperature, target)
+    s_target, s_rest, s_others = _decouple(widen(student_logits) / temperature, target)
+    t_target, t_rest, t_others = _decouple(widen(teacher_logits.detach()) / temperature, target)
     tckd = t_target.exp() * (t_target - s_target) + t_rest.exp() * (t_rest - s_rest)
     nckd = (t_others.exp() * (t_others - s_others)).sum(dim=-1)
 
