@@ -71,7 +71,7 @@ class Objective(nn.Module):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 
-    def setup(self, student: Trace, teacher: Trace | None, batch: Batch, data: DataInfo) -> None:
+    def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
         """Called once, before training, with the traces of a dry run: size projectors, banks and heads here."""
 
     def ready(self, helper: str) -> Any:
