@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from limbeck.core.batch import map_tensors
 from limbeck.core.errors import ModelError, TapError, did_you_mean
 
 
@@ -61,16 +62,25 @@ class Trace:
             )
         return self.taps[tap]
 
-    def detach(self) -> Trace:
-        """A copy whose tensors carry no gradient."""
-        from limbeck.core.batch import map_tensors
+    def map(self, function: Callable[[Tensor], Tensor]) -> Trace:
+        """A copy with a function applied to every tensor; a tensor that stands in two places stays one tensor."""
+        done: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(tensor: Tensor) -> Tensor:
+            if id(tensor) not in done:
+                done[id(tensor)] = tensor, function(tensor)
+            return done[id(tensor)][1]
 
         return Trace(
-            map_tensors(self.output, Tensor.detach),
-            map_tensors(self.taps, Tensor.detach),
+            map_tensors(self.output, once),
+            map_tensors(self.taps, once),
             self._where,
-            tuple(m.detach() for m in self.members),
+            tuple(m.map(function) for m in self.members),
         )
+
+    def detach(self) -> Trace:
+        """A copy whose tensors carry no gradient."""
+        return self.map(Tensor.detach)
 
 
 def logits_of(output: Any, where: str | None = None) -> Tensor:
