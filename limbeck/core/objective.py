@@ -30,6 +30,9 @@ class Contract:
             its size), ``"none"`` (falls as 1/T^2), or ``None`` (it has none).
         least_samples: The smallest batch it is defined on.
         permutation: Reordering the batch leaves the value alone.
+        spare_class: A class in which neither believes (a padded vocabulary) changes nothing.
+        stop_gradient: Some of the student's own values are taken as constants (detached weights, straight-through
+            estimates), so its gradient is not the derivative of its value.
     """
 
     normalizer: Unit = "samples"
@@ -39,6 +42,8 @@ class Contract:
     temperature: Literal["squared", "none"] | None = None
     least_samples: int = 1
     permutation: bool = True
+    spare_class: bool = False
+    stop_gradient: bool = False
 
 
 @dataclass
