@@ -1,8 +1,8 @@
 """Views: chains of augmentations that are replayed from (seed, epoch, sample) alone.
 
-Every random choice of a view is a hash of the seed, the epoch, the sample's index and the transform's place in the chain
-(:mod:`limbeck.data.hashing`). So a view does not depend on the batch it is made in, its order, the ranks, the split into
-micro-batches or the device, and whoever keeps (seed, epoch, index) can make it again bit for bit.
+Every random choice of a view is a hash of the seed, the epoch, the sample's index and the transform's place in the
+chain (:mod:`limbeck.data.hashing`). So a view does not depend on the batch it is made in, its order, the ranks, the
+split into micro-batches or the device, and whoever keeps (seed, epoch, index) can make it again bit for bit.
 
 The partner of a mixed sample is any sample of the set, in the view it has itself at that place of the chain and epoch.
 """
@@ -49,7 +49,7 @@ def parse_augment(spec: AugmentSpec | None) -> tuple[Transform, ...]:
 
 
 def describe_augment(transforms: Sequence[Transform]) -> list[dict[str, dict[str, Any]]]:
-    """The chain as plain values with every option written out: what identifies it, and what :func:`parse_augment` reads.
+    """The chain as plain values, every option written out: its identity, which :func:`parse_augment` reads back.
 
     >>> describe_augment([Flip()])
     [{'flip': {'probability': 0.5}}]
@@ -60,7 +60,7 @@ def describe_augment(transforms: Sequence[Transform]) -> list[dict[str, dict[str
 def _parse(item: object, where: str) -> Transform:
     if isinstance(item, Transform):
         return item
-    name, options = item, {}
+    name, options = item, dict[str, Any]()
     if isinstance(item, Mapping) and len(item) == 1:
         name, options = next(iter(item.items()))
         options = {} if options is None else options
@@ -90,9 +90,9 @@ def _parse(item: object, where: str) -> Transform:
 class Augment:
     """A chain of augmentations and a normalisation, applied to batches on their device.
 
-    Pad-crop and flip work on the pixels as they are, so that padding is black; from the first cutout, mixup or cutmix on
-    the images are normalised, so that what is cut out is the mean colour. A pad-crop behind one of these pads with the
-    mean colour too.
+    Pad-crop and flip work on the pixels as they are, so that padding is black; from the first cutout, mixup or cutmix
+    on the images are normalised, so that what is cut out is the mean colour. A pad-crop behind one of these pads with
+    the mean colour too.
 
     Args:
         transforms: As :func:`parse_augment` reads them.
@@ -125,27 +125,38 @@ class Augment:
         self.mixes = [slot for slot, t in enumerate(self.transforms) if isinstance(t, Mixing)]
         if self.mixes and not samples:
             raise DataError(
-                "mixing needs a set of known size", where="augment", remedy="leave out mixup and cutmix, or pass a map-style set"
+                "mixing needs a set of known size",
+                where="augment",
+                remedy="leave out mixup and cutmix, or pass a map-style set",
             )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is done to images that are floats already."""
+        return bool(self.transforms) or self.normalise is not None
 
     def check(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Raise where the chain or the normalisation cannot work on such images and labels."""
         if images.ndim != 4:
             if self.transforms:
                 raise DataError(
-                    "only images can be augmented", where="augment", found=f"inputs {list(images.shape)}", wanted="[B, C, H, W]"
+                    "only images can be augmented",
+                    where="augment",
+                    found=f"inputs {list(images.shape)}",
+                    wanted="[B, C, H, W]",
                 )
             return
         if self.normalise is not None:
             self.normalise.check(images.shape[1])
-        if self.mixes and labels is not None and not labels.is_floating_point():
-            if labels.ndim != 1 or self.classes is None or (labels < 0).any():
-                raise DataError(
-                    "mixing needs a class for every sample",
-                    where="labels",
-                    found=f"shape {list(labels.shape)}, least {labels.min()}, classes {self.classes}",
-                    remedy="leave out mixup and cutmix, or name the classes",
-                )
+        if not self.mixes or labels is None or labels.is_floating_point():
+            return
+        if labels.ndim != 1 or self.classes is None or (labels < 0).any():
+            raise DataError(
+                "mixing needs a class for every sample",
+                where="labels",
+                found=f"shape {list(labels.shape)}, least {labels.min()}, classes {self.classes}",
+                remedy="leave out mixup and cutmix, or name the classes",
+            )
 
     def reads(self, index: Tensor, epoch: int) -> Tensor:
         """Samples whose pixels enter the views of ``index [B]``: ``[2**mixes, B]``, the first row ``index`` itself."""
@@ -168,13 +179,16 @@ class Augment:
             labels: ``[R * B]`` classes or ``[R * B, K]`` soft labels, in the same order.
 
         Returns:
-            Views ``[B, C, H, W]`` in float32, and labels: as they were, or ``[B, K]`` soft ones where samples are mixed.
+            Views ``[B, C, H, W]`` in float32, and labels: as they were, or ``[B, K]`` soft ones where samples are
+            mixed.
         """
         if self.mixes and labels is not None and not labels.is_floating_point():
             assert self.classes is not None
             labels = (labels.unsqueeze(1) == torch.arange(self.classes, device=labels.device)).float()
         normalised = False
-        for geometric, slots in groupby(range(len(self.transforms)), lambda s: isinstance(self.transforms[s], Geometric)):
+        for geometric, slots in groupby(
+            range(len(self.transforms)), lambda s: isinstance(self.transforms[s], Geometric)
+        ):
             if geometric:
                 images = self._move(images, rows, epoch, list(slots))
                 continue
@@ -208,8 +222,8 @@ class Augment:
     def _move(self, images: Tensor, rows: Tensor, epoch: int, slots: list[int]) -> Tensor:
         """Apply neighbouring geometric transforms by one gather.
 
-        From the last to the first, each says where its output reads from; what falls outside of the image at any of them
-        is sent to one more row or column, which holds zeros.
+        From the last to the first, each says where its output reads from; what falls outside of the image at any of
+        them is sent to one more row or column, which holds zeros.
         """
         count, channels, height, width = images.shape
         row = torch.arange(height, device=images.device).expand(count, -1)

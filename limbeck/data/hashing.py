@@ -3,9 +3,9 @@
 A draw is a pure function of its counters, such as (seed, epoch, sample, transform, draw), and of nothing else. No
 generator has a state, so no draw depends on batch composition, order, ranks, workers or what was drawn before.
 
-The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): a Weyl sequence
-through a 64-bit finaliser. All of it is wrap-around int64 arithmetic, exact on every device, and the floats made from it
-have 24 bits, which float32 holds exactly: CPU and CUDA give the same bits.
+The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014): a Weyl
+sequence through a 64-bit finaliser. All of it is wrap-around int64 arithmetic, exact on every device, and the floats
+made from it have 24 bits, which float32 holds exactly: CPU and CUDA give the same bits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def uniform(bits: Tensor) -> Tensor:
 
 
 def below(bits: Tensor, limit: int) -> Tensor:
-    """Random bits as integers in ``0 .. limit - 1``; no value is likelier than another by more than ``limit / 2**32``."""
+    """Random bits as integers in ``0 .. limit - 1``, each as likely as the others but for ``limit / 2**32``."""
     return _shift(bits, 32) * limit >> 32
 
 

@@ -21,13 +21,13 @@ class Mixing(Transform):
     """A transform that takes a partner too. Its first random word chooses the partner among all samples of the set."""
 
     def __call__(self, images: Tensor, partners: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix ``images`` with ``partners`` (both ``[B, C, H, W]``); also the images' own share ``[B]`` for the labels."""
+        """Mix ``images`` and ``partners`` ``[B, C, H, W]``; also gives the images' share ``[B]`` in the labels."""
         raise TypeError(f"{type(self).__name__} must define __call__")  # pragma: no cover
 
 
 @dataclass(frozen=True)
 class Mixup(Mixing):
-    r"""Blend with a partner: :math:`\lambda x_i + (1 - \lambda) x_j`, :math:`\lambda \sim Beta(\alpha, \alpha)`, labels alike.
+    r"""Blend with a partner, labels alike: :math:`\lambda x_i + (1 - \lambda) x_j, \lambda \sim Beta(\alpha, \alpha)`.
 
     Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2017 (arXiv 1710.09412). The authors' code draws one
     :math:`\lambda` a batch; here each sample has its own, as it must when a view does not depend on its batch.
@@ -56,11 +56,12 @@ class Mixup(Mixing):
 
 @dataclass(frozen=True)
 class Cutmix(Mixing):
-    r"""Paste a rectangle of a partner: its area is :math:`1 - \lambda` of the image, :math:`\lambda \sim Beta(\alpha, \alpha)`.
+    r"""Paste a rectangle of a partner, :math:`1 - \lambda` of the area, :math:`\lambda \sim Beta(\alpha, \alpha)`.
 
-    Sides are :math:`\sqrt{1 - \lambda}` of the image's, rounded down; the centre is uniform; what hangs over the border is lost,
-    and the labels' share is that of the pixels really kept. Yun et al., "CutMix", 2019 (arXiv 1905.04899); their alpha
-    is 1. As with :class:`Mixup`, each sample has its own rectangle, where the authors' code draws one a batch.
+    Sides are :math:`\sqrt{1 - \lambda}` of the image's, rounded down; the centre is uniform; what hangs over the
+    border is lost, and the labels' share is that of the pixels really kept. Yun et al., "CutMix", 2019 (arXiv
+    1905.04899); their alpha is 1. As with :class:`Mixup`, each sample has its own rectangle, where the authors' code
+    draws one a batch.
 
     Args:
         alpha: Of the Beta distribution.

@@ -64,11 +64,11 @@ def _factors(stats: Normalisation, from_bytes: bool, device: torch.device) -> tu
         return scale.float().to(device), shift.float().to(device)
 
 
-#: Statistics by name: ImageNet's usual ones; CIFAR-10's and digits' pixels over their train sets; "none" scales to 0..1.
+#: By name: ImageNet's usual statistics; those of all training pixels of CIFAR-10 and digits; "none" scales to 0..1.
 NORMALISATIONS: dict[str, Normalisation] = {
     "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "digits": Normalisation((0.3053,), (0.3761,)),
+    "digits": Normalisation((0.3054,), (0.3758,)),
     "none": Normalisation(),
 }
 
@@ -78,7 +78,7 @@ def normalisation(spec: str | Normalisation | Mapping[str, Sequence[float]]) -> 
 
     >>> normalisation("imagnet")
     Traceback (most recent call last):
-    limbeck.core.errors.ConfigError: normalise: no normalisation of this name; found 'imagnet'; ... did you mean 'imagenet'?
+    limbeck.core.errors.ConfigError: normalise: no normalisation of this name; ... did you mean 'imagenet'?
     """
     if isinstance(spec, Normalisation):
         return spec
@@ -98,4 +98,6 @@ def normalisation(spec: str | Normalisation | Mapping[str, Sequence[float]]) -> 
         except (TypeError, ValueError) as error:
             raise ConfigError("mean and std must be lists of numbers", where="normalise", found=dict(spec)) from error
         return Normalisation(mean, std)
-    raise ConfigError("cannot be read", where="normalise", found=repr(spec), wanted="a name, or {mean: [...], std: [...]}")
+    raise ConfigError(
+        "cannot be read", where="normalise", found=repr(spec), wanted="a name, or {mean: [...], std: [...]}"
+    )

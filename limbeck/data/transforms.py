@@ -1,7 +1,7 @@
 """Augmentations of one image: pad and crop, flip, cutout.
 
-Each takes images and the random bits of every sample, and works on the whole batch at once. The geometric ones say where
-each output pixel is read from; a chain of them is then one gather (see :mod:`limbeck.data.augment`).
+Each takes images and the random bits of every sample, and works on the whole batch at once. The geometric ones say
+where each output pixel is read from; a chain of them is then one gather (see :mod:`limbeck.data.augment`).
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ class Flip(Geometric):
 class Cutout(Masking):
     """Set a square to zero, after normalisation: to the mean colour.
 
-    The square's centre is uniform over the image and what hangs over the border is lost. DeVries and Taylor, "Improved
-    Regularization of Convolutional Neural Networks with Cutout", 2017 (arXiv 1708.04552); 16 is their size for CIFAR-10.
+    The square's centre is uniform over the image and what hangs over the border is lost. DeVries and Taylor,
+    "Improved Regularization of Convolutional Neural Networks with Cutout", 2017 (arXiv 1708.04552); 16 is their size
+    for CIFAR-10.
 
     Args:
         size: Side of the square in pixels.
@@ -118,14 +119,21 @@ def rectangle(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: 
 
 
 def check_number(
-    owner: Transform, field: str, value: object, *, whole: bool = False, low: float, high: float | None = None,
+    owner: Transform,
+    field: str,
+    value: object,
+    *,
+    whole: bool = False,
+    low: float,
+    high: float | None = None,
     open_low: bool = False,
 ) -> None:
     """Raise unless a transform's option is a number in its range."""
     kinds = (int,) if whole else (int, float)
-    good = isinstance(value, kinds) and not isinstance(value, bool)
-    if good and (value > low if open_low else value >= low) and (high is None or value <= high):  # type: ignore[operator]
-        return
+    if isinstance(value, kinds) and not isinstance(value, bool):
+        enough = value > low if open_low else value >= low
+        if enough and (high is None or value <= high):
+            return
     bounds = f"above {low}" if open_low else f"of at least {low}"
     raise ConfigError(
         "wrong option",

@@ -1,0 +1,208 @@
+"""Parquet files of images, as the Hugging Face hub lays them out."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import DataError, did_you_mean
+from limbeck.data.sources.images import image_size
+from limbeck.data.sources.source import VALIDATION, DataSource, complete, split_name
+from limbeck.data.sources.split import ImageSplit, Split, check_labels
+
+_FILE = re.compile(r"([a-z]+)(-\d+-of-\d+.*)?", re.IGNORECASE)
+
+
+class ParquetImages:
+    """A column of encoded images over one or more files: ``struct{bytes, path}`` or plain bytes.
+
+    The encoded bytes are read into memory once, and again in worker processes that do not share memory.
+    """
+
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        self.files, self.column, self.name = list(files), column, str(files[0].parent)
+        self._columns: list[pa.ChunkedArray] | None = None
+        self._ends = list(accumulate(len(c) for c in self._read()))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_columns": None}
+
+    def read(self, row: int) -> bytes:
+        """The image file in a row."""
+        file, place = self._find(row)
+        data = self._read()[file][place].as_py()
+        if data is None:
+            raise DataError(
+                "there is no image",
+                where=self.where(row),
+                found="an empty cell, or a path without bytes",
+                remedy="store the images' bytes, or use a folder of images",
+            )
+        return data
+
+    def where(self, row: int) -> str:
+        """File and row, for messages."""
+        file, place = self._find(row)
+        return f"{self.files[file]}, row {place}"
+
+    def _find(self, row: int) -> tuple[int, int]:
+        file = bisect_right(self._ends, row)
+        return file, row - (self._ends[file - 1] if file else 0)
+
+    def _read(self) -> list[pa.ChunkedArray]:
+        if self._columns is None:
+            self._columns = [_bytes_column(file, self.column) for file in self.files]
+        return self._columns
+
+
+def parquet(
+    path: str | Path,
+    *,
+    image: str | None = None,
+    label: str = "label",
+    mode: str = "RGB",
+    size: int | Sequence[int] | None = None,
+    validation: float = VALIDATION,
+    seed: int = 0,
+) -> DataSource:
+    """Images in Parquet files.
+
+    A folder holds ``train.parquet``, ``validation.parquet`` (or ``val``, ``valid``, ``dev``) and ``test.parquet``, in
+    itself or in its ``data`` folder; shards are called ``train-00000-of-00004.parquet`` and so on. A single file is
+    the training set. Class names come from the schema's metadata: the hub's ``ClassLabel``, or a JSON list under
+    ``<label>_names``. Encoded images are held in memory; for sets larger than that use ``hf:FOLDER``, which maps
+    files into memory.
+
+    Args:
+        path: The folder or file.
+        image: Column of images; by default the only one that holds ``{bytes, path}``.
+        label: Column of integer classes.
+        mode: ``"RGB"`` or ``"L"`` (grey).
+        size: Resize and crop every image to this size; needed where sizes differ.
+        validation: Fraction of train held out where there is no validation file; 0 holds out nothing.
+        seed: Of what is held out.
+    """
+    path = Path(path)
+    splits: dict[str, Split] = {}
+    for name, files in _files(path).items():
+        schema = _schema(files[0])
+        column = image or _image_column(schema, files[0])
+        images = ParquetImages(files, column)
+        classes = _class_names(schema, label)
+        splits[name] = ImageSplit(
+            images,
+            torch.arange(len(images)),
+            mode,
+            image_size(size),
+            labels=torch.cat([_labels(file, label, classes) for file in files]),
+            classes=classes,
+            normalise="imagenet" if mode == "RGB" else "none",
+        )
+    return complete(path.stem if path.is_file() else path.name, splits, validation=validation, seed=seed)
+
+
+def _files(path: Path) -> dict[str, list[Path]]:
+    if path.is_file():
+        return {"train": [path]}
+    found: dict[str, list[Path]] = {}
+    for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
+        match = _FILE.fullmatch(file.stem)
+        name = split_name(match[1]) if match else None
+        if name:
+            found.setdefault(name, []).append(file)
+    if "train" not in found:
+        files = ", ".join(f.name for f in sorted(path.glob("*.parquet"))) or "no Parquet file"
+        raise DataError("there is no train.parquet", where=str(path), found=files, remedy="rename the training file")
+    return found
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(file, error) from error
+
+
+def _table(file: Path, columns: list[str]) -> pa.Table:
+    names = _schema(file).names
+    for column in columns:
+        if column not in names:
+            raise DataError(
+                "there is no such column",
+                where=str(file),
+                found=", ".join(names),
+                wanted=repr(column),
+                remedy=did_you_mean(column, names) or "name the columns with image and label",
+            )
+    try:
+        return pq.read_table(file, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(file, error) from error
+
+
+def _bytes_column(file: Path, column: str) -> pa.ChunkedArray:
+    values = _table(file, [column]).column(0)
+    if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") >= 0:
+        values = values.flatten()[values.type.get_field_index("bytes")]
+    if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+        raise DataError("this is no column of images", where=f"{file}, column {column!r}", found=values.type)
+    return values
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(
+        "this Parquet file cannot be read", where=str(file), found=str(error).splitlines()[0], remedy="fetch it again"
+    )
+
+
+def _image_column(schema: pa.Schema, file: Path) -> str:
+    images = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    if len(images) != 1:
+        raise DataError(
+            "one column of images was expected",
+            where=str(file),
+            found=f"{len(images)} of {{bytes, path}} among {', '.join(schema.names)}",
+            remedy="name it with image",
+        )
+    return images[0]
+
+
+def _labels(file: Path, column: str, classes: tuple[str, ...] | None) -> Tensor:
+    values = _table(file, [column]).column(0)
+    if not pa.types.is_integer(values.type) or values.null_count:
+        raise DataError(
+            "labels must be integers",
+            where=f"{file}, column {column!r}",
+            found=f"{values.null_count} missing of {values.type}" if values.null_count else values.type,
+            remedy="name the column of classes with label",
+        )
+    labels = torch.from_numpy(values.to_numpy().astype(np.int64))
+    if classes is not None:
+        check_labels(labels, len(classes), f"{file}, column {column!r}")
+    return labels
+
+
+def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    metadata = schema.metadata or {}
+    try:
+        names = json.loads(metadata.get(f"{column}_names".encode(), b"null"))
+        if names is None:
+            features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+            names = features.get(column, {}).get("names")
+    except (ValueError, AttributeError):
+        return None  # somebody else's metadata under these keys
+    return tuple(str(n) for n in names) if isinstance(names, list) and names else None
