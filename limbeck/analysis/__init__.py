@@ -1,1 +1,21 @@
-"""What was transferred: fidelity, calibration, similarity of layers, controls."""
+"""What was transferred: fidelity, calibration, similarity of layers, accuracy by class."""
+
+from limbeck.analysis.assess import assess
+from limbeck.analysis.calibration import Calibration, brier, nll
+from limbeck.analysis.cka import CKA, linear_cka
+from limbeck.analysis.fidelity import Fidelity, agreement, js, kl
+from limbeck.analysis.per_class import PerClass
+
+__all__ = [
+    "CKA",
+    "Calibration",
+    "Fidelity",
+    "PerClass",
+    "agreement",
+    "assess",
+    "brier",
+    "js",
+    "kl",
+    "linear_cka",
+    "nll",
+]

@@ -1,0 +1,116 @@
+"""How closely a student answers as its teacher does: agreement, and divergences of the two predictions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional import kl_divergence
+
+from limbeck.core.errors import DataError
+from limbeck.core.reduction import check_logits, widen
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""Share of places where both name the same class first.
+
+    .. math:: \frac 1 n \sum_i [\arg\max z_{s,i} = \arg\max z_{t,i}]
+
+    Args:
+        student_logits: ``[B, *, C]``.
+        teacher_logits: ``[B, *, C]``.
+
+    Raises:
+        TensorError: Shapes or dtypes do not fit.
+
+    Source: Stanton et al., Does Knowledge Distillation Really Work?, 2021, arXiv 2106.05945.
+
+    >>> agreement(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 1.0]]))
+    tensor(0.5000)
+    """
+    check_logits(student_logits, teacher_logits)
+    return (student_logits.argmax(-1) == teacher_logits.argmax(-1)).float().mean()
+
+
+def kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""Mean divergence of the student's prediction from the teacher's, in nats, at temperature 1.
+
+    .. math:: \frac 1 n \sum_i \mathrm{KL}(p_{t,i} \,\|\, p_{s,i})
+
+    Args:
+        student_logits: ``[B, *, C]``.
+        teacher_logits: ``[B, *, C]``.
+
+    Raises:
+        TensorError: Shapes or dtypes do not fit.
+
+    Source: Stanton et al., 2021, arXiv 2106.05945.
+
+    >>> kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor(1.5232)
+    """
+    student, teacher = _log_probabilities(student_logits, teacher_logits)
+    return kl_divergence(teacher, student, log_prob=True)
+
+
+def js(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""Mean Jensen-Shannon divergence, in nats: symmetric, and never above :math:`\ln 2`.
+
+    .. math::
+
+        \mathrm{JS} = \tfrac 1 2 \mathrm{KL}(p_t \,\|\, m) + \tfrac 1 2 \mathrm{KL}(p_s \,\|\, m),
+        \quad m = \tfrac 1 2 (p_t + p_s)
+
+    Args:
+        student_logits: ``[B, *, C]``.
+        teacher_logits: ``[B, *, C]``.
+
+    Raises:
+        TensorError: Shapes or dtypes do not fit.
+
+    Source: Lin, Divergence measures based on the Shannon entropy, 1991.
+
+    >>> round(float(js(torch.tensor([[99.0, 0.0]]), torch.tensor([[0.0, 99.0]]))), 4)  # ln 2
+    0.6931
+    """
+    student, teacher = _log_probabilities(student_logits, teacher_logits)
+    middle = torch.logaddexp(student, teacher) - math.log(2)
+    return 0.5 * (kl_divergence(teacher, middle, log_prob=True) + kl_divergence(student, middle, log_prob=True))
+
+
+class Fidelity:
+    """Agreement, KL and JS over a whole data set, batch by batch.
+
+    Example:
+        >>> fidelity = Fidelity()
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> fidelity.update(logits, logits); fidelity.compute()
+        {'agreement': 1.0, 'kl': 0.0, 'js': 0.0}
+    """
+
+    def __init__(self) -> None:
+        self._places = 0
+        self._sums = {"agreement": 0.0, "kl": 0.0, "js": 0.0}
+
+    def update(self, student_logits: Tensor, teacher_logits: Tensor) -> None:
+        """Add places ``[n, C]``; none is allowed."""
+        count = student_logits.shape[0]
+        if count:
+            self._places += count
+            for name, function in (("agreement", agreement), ("kl", kl), ("js", js)):
+                # A divergence is never negative; its rounding error can be.
+                self._sums[name] += max(float(function(student_logits, teacher_logits)), 0.0) * count
+
+    def compute(self) -> dict[str, float]:
+        """The means over all places added."""
+        if not self._places:
+            raise DataError("no place was added to the mean", where="fidelity")
+        return {name: value / self._places for name, value in self._sums.items()}
+
+
+def _log_probabilities(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    check_logits(student_logits, teacher_logits)
+    student, teacher = (F.log_softmax(widen(z).flatten(0, -2), dim=-1) for z in (student_logits, teacher_logits))
+    return student, teacher
