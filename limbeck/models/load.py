@@ -72,8 +72,10 @@ def load_model(
         model = name
         _refuse("an nn.Module", options, auto=auto, pretrained=pretrained)
     elif name.startswith("timm:"):
+        _refuse(name, {}, auto=auto)
         model = from_timm(name.removeprefix("timm:"), given, bool(pretrained), options)
     elif name.startswith("torchvision:"):
+        _refuse(name, {}, auto=auto)
         model = from_torchvision(name.removeprefix("torchvision:"), given, bool(pretrained), options)
     elif name.startswith("hf:"):
         model = from_transformers(name.removeprefix("hf:"), given, auto, pretrained is not False, options)

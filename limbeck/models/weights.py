@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], strict: bool = 
     twins = _twins(own)
     found = _rename(found, set(own), getattr(model, "foreign_names", ()))
     present = {twins.get(name, name) for name in found}
-    missing = [name for name in own if name not in found and twins.get(name, name) not in present]
+    missing = [name for name in own if twins.get(name, name) not in present and not _is_counter(name, found)]
     unexpected = [name for name in found if name not in own]
     common = [name for name in found if name in own]
     shapes = [name for name in common if found[name].shape != own[name].shape]
@@ -202,6 +202,12 @@ def _rename(found: dict[str, Tensor], own: set[str], foreign: tuple[tuple[str, s
     translated = {_translate(name, foreign): tensor for name, tensor in found.items()}
     better = len(own & translated.keys()) > len(own & found.keys())
     return translated if better else found
+
+
+def _is_counter(name: str, found: dict[str, Tensor]) -> bool:
+    """The step counter of a batch normalisation whose statistics are there: old files lack it, it changes nothing."""
+    stem, _, last = name.rpartition(".")
+    return last == "num_batches_tracked" and f"{stem}.running_mean".removeprefix(".") in found
 
 
 def _translate(name: str, foreign: tuple[tuple[str, str], ...]) -> str:
