@@ -1,0 +1,303 @@
+"""Every mistake in a recipe at once, before any training: form, names, options, files, and a dry run on few samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from limbeck.core import catalogue
+from limbeck.core.batch import Batch
+from limbeck.core.distiller import Distiller
+from limbeck.core.errors import LimbeckError, TapError
+from limbeck.core.objective import DataInfo, Objective, Terms
+from limbeck.core.roles import resolve
+from limbeck.core.schedules import Schedule
+from limbeck.core.survey import Place, survey
+from limbeck.data.augment import parse_augment
+from limbeck.data.build import build_loader
+from limbeck.data.normalise import normalisation
+from limbeck.data.sources.source import DataSource
+from limbeck.data.sources.split import StreamSplit
+from limbeck.models import load_weights, zoo
+from limbeck.recipes.build import Sizes, fewer, model_of, source_of
+from limbeck.recipes.document import Document
+from limbeck.recipes.load import read
+from limbeck.recipes.problem import Key, Problem, RecipeError, dotted
+from limbeck.recipes.schema import Data, Model, Recipe, TeacherModel, Term
+from limbeck.recipes.validate import problems_of, sections
+
+T = TypeVar("T")
+_TRIED = 4  # samples in the dry run
+_BUILT = ("data", "student", "teacher", "loss")  # sections that the dry run stands on
+
+
+def check(recipe: str | os.PathLike[str] | Recipe, overrides: Sequence[str] = ()) -> list[Problem]:
+    """Everything that is wrong with a recipe; an empty list where it can be run.
+
+    Besides its form, this looks at what the recipe names: files, data, methods and their options, models and weights,
+    places in the models; and it runs both models and the loss once on a few samples. Nothing is trained or written.
+
+    Args:
+        recipe: A file, a shipped recipe's name, a run's folder, or a recipe in hand.
+        overrides: Settings to change, such as ``"train.epochs=5"``.
+
+    >>> for problem in check("digits", ["train.epochs=-1", "loss=kdd"]):
+    ...     print(problem)
+    train.epochs: this cannot be; found -1; wanted greater than or equal to 1
+    loss.kdd: no such method; found 'kdd'; did you mean 'kd'?
+    """
+    try:
+        document = Document(recipe.written(), recipe.name) if isinstance(recipe, Recipe) else read(recipe, overrides)
+    except RecipeError as error:
+        return error.problems
+    except LimbeckError as error:
+        return [Problem.of(error, error.where or "", None)]
+    return _Check(document).run()
+
+
+class _Check:
+    """One look at a recipe. Each step works with what the steps before it left usable."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.usable, self.problems = sections(document)
+        self.batch: Batch | None = None
+        self.info = DataInfo()
+
+    def run(self) -> list[Problem]:
+        """All problems, in the order of the file."""
+        sizes = Sizes(10, 3, 32)  # names and options can be tried without the data
+        if "data" in self.usable:
+            self.data(self.usable["data"])
+            if self.batch is not None:
+                sizes = Sizes.of(self.batch, self.info.classes)
+        student = self.model(("student",), sizes) if "student" in self.usable else None
+        teacher = self.teacher(sizes) if self.usable.get("teacher") is not None else None
+        terms = self.loss(self.usable["loss"]) if "loss" in self.usable else {}
+        if self.batch is not None:
+            self.dry_run(terms, student, teacher)
+        lines = [(p.line or 10**9, i) for i, p in enumerate(self.problems)]
+        return [self.problems[i] for _, i in sorted(lines)]
+
+    def add(self, key: Key, message: str, **facts: str | None) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(message, dotted(key), self.document.line(key), None, **facts))
+
+    def attempt(self, key: Key, call: Callable[[], T]) -> T | None:
+        """What a call returns; its error becomes a problem of this place, or of the option within it that it names."""
+        try:
+            return call()
+        except LimbeckError as error:
+            place = _within(key, error, self.document.data)
+            self.problems.append(Problem.of(error, dotted(place), self.document.line(place)))
+            return None
+
+    def data(self, data: Data) -> None:
+        """Source, augmentations, normalisation, and whether there is enough of it."""
+        augments: list[Any] = []
+        for i, item in enumerate(data.augment):
+            try:
+                augments += parse_augment([item])
+            except LimbeckError as error:
+                inside = (error.where or "").removeprefix("augment[0]").strip(".")
+                key = ("data", "augment", i)
+                where = ".".join(part for part in (dotted(key), inside) if part)
+                self.problems.append(Problem.of(_without_place(error), where, self.document.line(key)))
+        spec, normal = data.normalize, True
+        if spec is not None:
+            normal = self.attempt(("data", "normalize"), lambda: normalisation(spec)) is not None
+        source = self.attempt(("data", "source"), lambda: source_of(data))
+        if source is None:
+            return
+        samples = source.train.samples
+        for name, wanted in (("batch_size", data.batch_size), ("samples", data.samples)):
+            if samples is not None and wanted is not None and wanted > samples:
+                self.add(
+                    ("data", name),
+                    "there are not that many samples to train on",
+                    found=str(wanted),
+                    wanted=f"at most {samples}",
+                )
+        if data.samples and data.samples < data.batch_size <= (samples or 0):
+            self.add(("data", "batch_size"), "a batch is larger than data.samples", found=str(data.batch_size))
+        if normal and len(augments) == len(data.augment):
+            self.look(data, source)
+
+    def look(self, data: Data, source: DataSource) -> None:
+        """Read a few samples as training would."""
+        split, train = source.train, fewer(source.train, data.samples)
+        few = split
+        if not isinstance(split, StreamSplit) and split.samples:
+            few = split.subset(torch.arange(min(_TRIED, split.samples)))
+        made = self.attempt(("data",), lambda: build_loader(
+            few, batch_size=_TRIED, train=False, augment=data.augment, normalise=data.normalize, workers=0
+        ))  # fmt: skip
+        if made is not None:
+            self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
+        self.info = DataInfo(train.samples, train.labels, split.class_count)
+        self.held_out(source)
+
+    def held_out(self, source: DataSource) -> None:
+        """Whether what is measured on is of the same classes."""
+        classes = source.train.class_count
+        for held in (source.validation, source.test):
+            if held is not None and classes and held.class_count and held.class_count > classes:
+                self.add(("data", "source"), "a held-out split has classes that the training set lacks")
+
+    def model(self, key: Key, sizes: Sizes) -> nn.Module | None:
+        """Build a model, and see whether its weights fit."""
+        spec: Model = self.usable[str(key[0])]
+        model = self.attempt((*key, "model"), lambda: model_of(spec, sizes, 0, weights=False))
+        if spec.weights is None:
+            return model
+        where = (*key, "weights")
+        if not Path(spec.weights).exists():
+            self.add(
+                where,
+                "there is no such file",
+                found=spec.weights,
+                remedy="check the path; it counts from the current folder",
+            )
+            return None
+        if model is None or self.batch is None:
+            return None
+        built, weights = model, spec.weights
+        return model if self.attempt(where, lambda: load_weights(built, weights)) is not None else None
+
+    def teacher(self, sizes: Sizes) -> nn.Module | None:
+        """The teacher's model, and where its knowledge comes from."""
+        spec: TeacherModel = self.usable["teacher"]
+        if zoo.is_known(spec.model) and spec.weights is None and spec.train is None and not spec.untrained:
+            self.add(
+                ("teacher",),
+                f"{spec.model} would teach with random weights",
+                remedy="give its weights, or train: {epochs: ...}, or say untrained: true where that is meant",
+            )
+        return self.model(("teacher",), sizes)
+
+    def loss(self, terms: dict[str, Term]) -> dict[str, Objective]:
+        """Methods, their options and weights; and what they need."""
+        made: dict[str, Objective] = {}
+        for name, term in terms.items():
+            key: Key = ("loss", name)
+            self.attempt((*key, "weight"), term.schedule)
+            named = (*key, "method") if term.method else key
+            method = self.attempt(named, lambda: catalogue.get(term.method or name, "loss"))  # noqa: B023
+            if method is None:
+                continue
+            try:
+                method.options.model_validate({**method.preset, **term.options})
+            except ValidationError as error:
+                for problem in problems_of(error, key, method.options, self.document):
+                    self.problems.append(_hint(problem, term))
+                continue
+            objective = self.attempt(key, lambda: method.build(dotted(key), **term.options))  # noqa: B023
+            if objective is None:
+                continue
+            made[name] = objective
+            for need in method.card.needs:
+                self.needs(key, need)
+        learners = [name for name, objective in made.items() if objective.teacher_taps]
+        if learners and self.usable.get("teacher", ...) is None:
+            self.add(
+                ("teacher",),
+                f"{', '.join(learners)} cannot work without a teacher",
+                remedy="add a teacher, or drop the term",
+            )
+        return made
+
+    def needs(self, key: Key, need: str) -> None:
+        """Whether the data have what a method needs."""
+        if self.batch is None:
+            return
+        there = {"labels": self.batch.labels, "index": self.batch.index, "samples": self.info.samples}
+        if need in there and there[need] is None:
+            self.add(
+                key,
+                f"this method needs {need}, and the data have none",
+                remedy="use another method, or data that have them",
+            )
+
+    def dry_run(self, terms: dict[str, Objective], student: nn.Module | None, teacher: nn.Module | None) -> None:
+        """Both models and the loss, once, on a few samples."""
+        assert self.batch is not None
+        batch = self.batch
+        good = student is not None and bool(terms)
+        for key, model in ((("student",), student), (("teacher",), teacher)):
+            places = None if model is None else self.places(key, model)
+            good &= model is None or places is not None
+            for name, objective in terms.items() if places is not None else ():
+                for tap in objective.student_taps if key == ("student",) else objective.teacher_taps:
+                    good &= tap == "logits" or self.found(("loss", name), tap, places)
+        if not good or student is None or any(p.where.split(".")[0] in _BUILT for p in self.problems):
+            return
+        specs: dict[str, Any] = self.usable
+        loss = Terms(list(terms.values()), [specs["loss"][name].schedule() for name in terms], list(terms))
+
+        def once() -> None:
+            distiller = Distiller(
+                student,
+                loss,
+                teacher,
+                logits=specs["student"].logits,
+                teacher_logits=None if teacher is None else specs["teacher"].logits,
+            )
+            with torch.no_grad():
+                distiller.setup(batch, self.info)(batch)
+
+        self.attempt(("loss",), once)
+
+    def found(self, key: Key, tap: str, places: dict[str, Place] | None) -> bool:
+        """Whether a tap is a place of a model that was surveyed."""
+        return places is not None and self.attempt(key, lambda: resolve(tap, places)) is not None
+
+    def places(self, key: Key, model: nn.Module) -> dict[str, Place] | None:
+        """Where one can listen to a model on this data."""
+        assert self.batch is not None
+        try:
+            return survey(model, self.batch.inputs)
+        except LimbeckError as error:
+            self.problems.append(Problem.of(error, dotted(key), self.document.line(key)))
+        except Exception as error:  # a model raises whatever it likes on inputs it does not take
+            first = "".join(str(error).strip().splitlines()[:1])
+            self.add((*key, "model"), f"the model does not take these data: {type(error).__name__}: {first}")
+        return None
+
+
+def _within(key: Key, error: LimbeckError, data: Any) -> Key:
+    """The option inside a place that an error names: by its own place, or as what it found."""
+    value = data
+    for step in key:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            break
+    beside = data.get(str(key[0])) if isinstance(data, dict) else None
+    for base, options in (
+        (key, value),
+        ((key[0], "options"), beside.get("options") if isinstance(beside, dict) else None),
+    ):
+        for name, option in options.items() if isinstance(options, dict) else ():
+            named = error.where is not None and (error.where == name or error.where.endswith(f".{name}"))
+            tap = isinstance(error, TapError) and error.where == option
+            if named or tap or error.found == repr(name):
+                return (*base, name)
+    return key
+
+
+def _without_place(error: LimbeckError) -> LimbeckError:
+    return type(error)(error.message, found=error.found, wanted=error.wanted, remedy=error.remedy)
+
+
+def _hint(problem: Problem, term: Term) -> Problem:
+    """A schedule written as an option is a weight in the wrong place."""
+    name = problem.where.rpartition(".")[2]
+    if name in Schedule.known and name in term.options:
+        return Problem(problem.message, problem.where, problem.line, remedy=f"write weight: {{{name}: ...}}")
+    return problem

@@ -1,0 +1,214 @@
+"""What a recipe may say, with types and defaults. YAML is only its file form."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+import limbeck.objectives  # noqa: F401  registers the methods
+from limbeck.core import catalogue
+from limbeck.core.schedules import Schedule, parse_schedule
+from limbeck.engine.config import TrainConfig
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
+
+#: Settings of training that are taken over from one another together or not at all.
+_BELONG = (("epochs", "steps"), ("optimizer", "optimizer_options"), ("schedule", "schedule_options"))
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no silent conversions (``"5"`` is no number), no infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Named(Section):
+    """A name with options, as recipes write it: ``name``, or ``{name: {option: value}}``."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def written(self) -> Any:
+        """The form in a recipe."""
+        return {self.name: self.options} if self.options else self.name
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+        if options is None or isinstance(options, dict):
+            return Named(name=str(name), options=options or {})
+    if isinstance(value, Named):
+        return value
+    raise ValueError("must be a name, or {name: {option: value}} with one name")
+
+
+_NAMED_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": {"type": ["object", "null"]},
+        },
+    ]
+}
+OneNamed = Annotated[Named, BeforeValidator(_named), WithJsonSchema(_NAMED_SCHEMA)]
+
+
+class Data(Section):
+    """Where samples come from, and how they reach the models."""
+
+    source: str = Field(
+        description="'digits', a file or folder of Parquet, a folder of classes, 'hf:NAME', 'package.module:function'"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of that kind of source, such as size, mode, image, label, validation"
+    )
+    samples: int | None = Field(
+        default=None, ge=1, description="train on this many only, taken evenly from the classes; default all"
+    )
+    batch_size: int = Field(
+        default=64, ge=1, description="samples of one optimizer step, over all processes and micro-batches"
+    )
+    augment: list[Any] = Field(
+        default_factory=list, description="in the order applied: names, or {name: {option: value}}"
+    )
+    normalize: str | dict[str, list[float]] | None = Field(
+        default=None, description="a name, or {mean: [...], std: [...]}; default the source's own"
+    )
+
+
+class Model(Section):
+    """A model, as ``limbeck.load_model`` takes it."""
+
+    model: str = Field(
+        description="a name of limbeck's zoo, 'package.module:callable', a transformers folder, 'hf:NAME', 'timm:NAME' "
+        "or 'torchvision:NAME'"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="handed to the model's builder")
+    weights: str | None = Field(default=None, description="file or folder of weights, read strictly")
+    auto: str | None = Field(default=None, description="transformers class, such as AutoModelForImageClassification")
+    pretrained: bool | None = Field(default=None, description="start from the source's own weights")
+    logits: str | None = Field(
+        default=None, description="where logits stand in the output: a key, attribute or position"
+    )
+
+
+class TeacherModel(Model):
+    """The model to learn from: with weights, or trained first."""
+
+    train: TrainConfig | None = Field(
+        default=None, description="train it on the labels first; what this does not say is as in the recipe's own train"
+    )
+    samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="train it on this many samples only; default all there are, whatever data.samples says",
+    )
+    seed: int = Field(
+        default=0, ge=0, description="of its training; apart from the recipe's, so that seeds share one teacher"
+    )
+    untrained: bool = Field(
+        default=False, description="its random weights are meant: the control for what a teacher adds"
+    )
+
+
+class Term(BaseModel):
+    """One term of the loss: its weight, and the method's own options beside it."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    weight: Annotated[Any, WithJsonSchema({"type": ["number", "object"]})] = Field(
+        default=1.0, description="a number, or a schedule such as {linear: {start: 1, end: 0}}"
+    )
+    method: str | None = Field(default=None, description="its method, where the term's name is not the method's")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's options."""
+        return self.model_extra or {}
+
+    def schedule(self) -> Schedule:
+        """Its weight."""
+        return parse_schedule(self.weight, "weight")
+
+
+def _term(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"weight": value}
+    if isinstance(value, (dict, Term)):
+        return value
+    raise ValueError("must be a weight, or {weight: ..., option: ...}")
+
+
+Weighted = Annotated[Term, BeforeValidator(_term)]
+
+
+def _loss(value: Any) -> Any:
+    if isinstance(value, str):
+        return usual(value) if value in catalogue.methods() else {value: {}}  # an unknown name is told with the terms
+    if not isinstance(value, dict) or not value:
+        raise ValueError("must be a method's name, or {method: weight, ...}")
+    return value
+
+
+def usual(method: str) -> dict[str, Any]:
+    """A bare method's name as the sum its card calls usual.
+
+    >>> import limbeck.objectives
+    >>> usual("kd")
+    {'cross_entropy': 0.1, 'kd': 0.9}
+    """
+    card = catalogue.get(method).card
+    return {**card.with_labels, card.key: card.weight}
+
+
+class Recipe(Section):
+    """A whole run: data, teacher, student, what is learned, how, and from which seed.
+
+    >>> recipe = Recipe(data=Data(source="digits"), student=Model(model="resnet8"), loss="kd", teacher=None)
+    >>> {name: term.weight for name, term in recipe.loss.items()}
+    {'cross_entropy': 0.1, 'kd': 0.9}
+    """
+
+    name: str = Field(default="run", pattern=_NAME, description="of the run, its folder and its report")
+    data: Data
+    teacher: TeacherModel | None = None
+    student: Model
+    loss: Annotated[dict[str, Weighted], BeforeValidator(_loss)] = Field(
+        description="a method's name for its usual sum, or {method: weight}, {method: {weight: ..., option: ...}}"
+    )
+    scheme: OneNamed = Field(default_factory=lambda: Named(name="offline"), description="who teaches whom, and when")
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
+    seed: int = Field(default=0, ge=0, description="of the student's start, the data's order and its views")
+    plugins: list[str] = Field(
+        default_factory=list, description="modules (package.module) or files (my_method.py) that register methods"
+    )
+
+    @model_validator(mode="after")
+    def _teacher_trains_alike(self) -> Recipe:
+        """What the teacher's training does not say is as in the student's."""
+        teacher = self.teacher
+        if teacher is not None and teacher.train is not None:
+            own = teacher.train.model_dump(exclude_unset=True)
+            settings = self.train.model_dump(exclude_unset=True)
+            for chosen in _BELONG:  # another optimizer has other options
+                if set(chosen) & set(own):
+                    settings = {key: value for key, value in settings.items() if key not in chosen}
+            own = {key: value for key, value in own.items() if value is not None}
+            self.teacher = teacher.model_copy(update={"train": TrainConfig(**{**settings, **own})})
+        return self
+
+    def written(self) -> dict[str, Any]:
+        """As plain values that make the same recipe again, every default written out."""
+        plain = self.model_dump(mode="json", exclude_none=True)
+        plain["scheme"] = self.scheme.written()
+        plain["loss"] = {
+            name: (term["weight"] if set(term) == {"weight"} else term) for name, term in plain["loss"].items()
+        }
+        return plain
