@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.core.batch import Batch
+from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import TensorError
+from limbeck.core.objective import Contract, Objective
+from limbeck.core.pairing import pair_features
 from limbeck.core.reduction import Reduction, check_floating, check_positive, fit_mask, reduce, widen
 from limbeck.core.relations import channel_dim, check_same_batch, unit
+from limbeck.core.trace import Trace
 
 
 def at_loss(
@@ -113,3 +118,67 @@ def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
         return feature
     pool = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
     return pool(feature, size)  # type: ignore[arg-type]  # as many numbers as the pool has dimensions
+
+
+@register(
+    Card(
+        key="at",
+        name="AT",
+        title="Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via "
+        "Attention Transfer",
+        year=2017,
+        arxiv="1612.03928",
+        code="szagoruyko/attention-transfer",
+        knowledge="feature",
+        equation=r"\sum_j \frac 1 n \left\| \frac{Q^S_j}{\|Q^S_j\|_2} - \frac{Q^T_j}{\|Q^T_j\|_2} \right\|_2^2, \quad "
+        r"Q_j = \frac 1 C \sum_c |A_{j,c}|^p",
+        use="Between convolutional networks of any width: it needs no projector, and nothing but where they look. "
+        "Works well together with KD.",
+        defaults={"p": "2, as in the paper's experiments", "tap": "the last layer at each resolution, as in the paper"},
+        evidence="parity",
+        evidence_note="value and gradient of HobbitLong/RepDistiller@b84f547 and megvii-research/mdistiller@a08d46f, "
+        "whose function is the authors' own",
+        choices=(
+            "The mean of squares, as in the authors' code, for which the paper states its weight; the paper's equation "
+            "has half the norm instead.",
+            "Of maps of different sizes the larger is pooled to the smaller, as in RepDistiller.",
+        ),
+        with_labels={"cross_entropy": 1.0},
+        weight=1000.0,
+    ),
+    at_loss,
+)
+class AT(Objective):
+    """Attention transfer; see ``limbeck.functional.at_loss``.
+
+    Args:
+        tap: Where to look: a plural role, whose layers are paired by resolution, or layers, paired in order.
+        teacher_tap: The teacher's, where they are called otherwise.
+        p: Power of the activations.
+
+    >>> loss = 1000.0 * AT(["layer1", "layer2"])
+    """
+
+    contract = Contract(normalizer="samples", mask=True)
+
+    def __init__(
+        self, tap: str | list[str] = "stages", teacher_tap: str | list[str] | None = None, p: float = 2.0
+    ) -> None:
+        super().__init__()
+        check_positive(p, "p")
+        self.p = p
+        self.student_taps = (tap,) if isinstance(tap, str) else tuple(tap)
+        teacher_tap = tap if teacher_tap is None else teacher_tap
+        self.teacher_taps = (teacher_tap,) if isinstance(teacher_tap, str) else tuple(teacher_tap)
+
+    def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        students, teachers = _layers(student, self.student_taps), _layers(teacher, self.teacher_taps)
+        if len(self.student_taps) == len(self.teacher_taps) == 1:
+            pairs = pair_features(students, teachers)
+            students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
+        return at_loss(students, teachers, p=self.p, mask=batch.mask)
+
+
+def _layers(trace: Trace, taps: tuple[str, ...]) -> list[Tensor]:
+    values = [trace[tap] for tap in taps]
+    return [f for value in values for f in (value if isinstance(value, list) else [value])]

@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from limbeck.core.batch import Batch
+from limbeck.core.catalogue import Card, register
+from limbeck.core.objective import Contract, Objective
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_floating, reduce, widen
 from limbeck.core.relations import check_same_batch, rows, unit
+from limbeck.core.trace import Trace
 
 
 @without_autocast
@@ -96,3 +100,70 @@ def _angles(edges: Tensor) -> Tensor:
     """``[N, N, N]``: cosine at the first index between the ways to the second and the third."""
     directions = unit(edges)
     return directions @ directions.transpose(1, 2)
+
+
+@register(
+    Card(
+        key="rkd",
+        name="RKD",
+        title="Relational Knowledge Distillation",
+        year=2019,
+        arxiv="1904.05068",
+        code="lenscloth/RKD",
+        knowledge="relation",
+        equation=r"\lambda_D \frac 1 {N^2} \sum_{ij} h(\psi^S_{ij} - \psi^T_{ij}) "
+        r"+ \lambda_A \frac 1 {N^3} \sum_{ijk} h(\cos^S_{ijk} - \cos^T_{ijk})",
+        use="For embeddings and metric learning, where distances matter and coordinates do not: widths may differ and "
+        "nothing is learned beside the student. Memory grows with the cube of the batch.",
+        defaults={
+            "distance_weight": "25, for classification; 1 in the authors' scripts for metric learning",
+            "angle_weight": "50, for classification; 2 in the authors' scripts for metric learning",
+            "tap": "what enters the classifier, as in RepDistiller",
+        },
+        evidence="parity",
+        evidence_note="value and gradient of HobbitLong/RepDistiller@b84f547 and megvii-research/mdistiller@a08d46f, "
+        "whose function is the authors' own",
+        choices=(
+            "Means over all pairs and triples, as in the authors' code; the paper writes sums.",
+            "Equal samples have distance 0 and no direction, without the code's epsilons, which would pass gradients "
+            "of 1e12.",
+        ),
+        tasks=("classification", "embedding"),
+        with_labels={"cross_entropy": 1.0},
+    ),
+    rkd_loss,
+)
+class RKD(Objective):
+    """Relational knowledge distillation; see ``limbeck.functional.rkd_loss``.
+
+    Args:
+        tap: The embedding to compare.
+        teacher_tap: The teacher's, where it is called otherwise.
+        distance_weight: Of the distances.
+        angle_weight: Of the angles.
+
+    >>> loss = RKD(distance_weight=1.0, angle_weight=2.0)
+    """
+
+    contract = Contract(normalizer="samples", mask=True, decomposes=False)
+
+    def __init__(
+        self,
+        tap: str = "penultimate",
+        teacher_tap: str | None = None,
+        distance_weight: float = 25.0,
+        angle_weight: float = 50.0,
+    ) -> None:
+        super().__init__()
+        self.tap, self.teacher_tap = tap, teacher_tap or tap
+        self.student_taps, self.teacher_taps = (self.tap,), (self.teacher_tap,)
+        self.distance_weight, self.angle_weight = distance_weight, angle_weight
+
+    def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        return rkd_loss(
+            student[self.tap],
+            teacher[self.teacher_tap],
+            distance_weight=self.distance_weight,
+            angle_weight=self.angle_weight,
+            mask=batch.mask,
+        )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from limbeck.core.batch import Batch
+from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import ConfigError
 from limbeck.core.labels import split_labels
+from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, fit_mask, reduce, widen
+from limbeck.core.trace import Trace
 
 
 def cross_entropy_loss(
@@ -39,8 +43,7 @@ def cross_entropy_loss(
         tensor(0.6931)
     """
     check_logits(student_logits, labels=labels)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ConfigError("must lie between 0 and 1", where="label_smoothing", found=label_smoothing)
+    check_share(label_smoothing, "label_smoothing")
     log_p = widen(student_logits).log_softmax(dim=-1)
     if labels.is_floating_point():
         values = -(labels.to(log_p.dtype) * log_p).sum(dim=-1)
@@ -51,3 +54,47 @@ def cross_entropy_loss(
     if label_smoothing:
         values = (1 - label_smoothing) * values - label_smoothing * log_p.mean(dim=-1)
     return reduce(values, mask, reduction)
+
+
+@register(
+    Card(
+        key="cross_entropy",
+        name="Cross-entropy",
+        title="Rational Decisions",
+        year=1952,
+        knowledge="control",
+        equation=r"-\sum_c q_c \log p_c",
+        use="The task itself: alone it is the control without a teacher; beside a method it keeps the student on the "
+        "labels.",
+        evidence="formula",
+        evidence_note="torch.nn.functional.cross_entropy",
+        needs=("labels",),
+    ),
+    cross_entropy_loss,
+)
+class CrossEntropy(Objective):
+    """Cross-entropy with the batch's labels; see ``limbeck.functional.cross_entropy_loss``.
+
+    Args:
+        label_smoothing: The share of each label that is spread evenly over all classes.
+
+    >>> loss = CrossEntropy(label_smoothing=0.1)
+    """
+
+    contract = Contract(normalizer="labels", at_equal=None, mask=True)
+    student_taps = ("logits",)
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        check_share(label_smoothing, "label_smoothing")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        labels = batch.require("labels")
+        return cross_entropy_loss(student.logits, labels, label_smoothing=self.label_smoothing, mask=batch.mask)
+
+
+def check_share(value: float, name: str) -> None:
+    """Refuse a setting that is not a share of one."""
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError("must lie between 0 and 1", where=name, found=value)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from limbeck.core.batch import Batch
+from limbeck.core.catalogue import Card, register
+from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
+from limbeck.core.trace import Trace
 
 
 def dist_loss(
@@ -95,3 +99,66 @@ def _centre(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         size = torch.linalg.vector_norm(counted, dim=-1)
         constant = torch.linalg.vector_norm(centred, dim=-1) <= 4 * torch.finfo(x.dtype).eps * size
     return centred, constant
+
+
+@register(
+    Card(
+        key="dist",
+        name="DIST",
+        title="Knowledge Distillation from A Stronger Teacher",
+        year=2022,
+        arxiv="2205.10536",
+        code="hunto/DIST_KD",
+        knowledge="response",
+        equation=r"\tau^2 \left( \beta \frac 1 N \sum_i (1 - \rho(Y^S_{i,:}, Y^T_{i,:})) "
+        r"+ \gamma \frac 1 C \sum_c (1 - \rho(Y^S_{:,c}, Y^T_{:,c})) \right)",
+        use="For teachers much stronger than the student, whose exact probabilities it could not match anyway. "
+        "Wants batches in which classes vary; positions of all samples are rows alike.",
+        defaults={
+            "beta": "1, as in the authors' code",
+            "gamma": "1, as in the authors' code",
+            "tau": "1, the authors' value on ImageNet; 4 on CIFAR-100",
+            "eps": "1e-8, as in the authors' code",
+        },
+        evidence="parity",
+        evidence_note="value and gradient of hunto/DIST_KD@2418f18 (segmentation, tau 1) and of its classification "
+        "code, hunto/image_classification_sota@6f7a70a",
+        choices=(
+            "Where student and teacher do not vary at all their correlation counts as 1 (so one sample has no "
+            "intra-class part), where one does not, as 0; the code's epsilon would pass gradients of 1e7 there.",
+        ),
+        with_labels={"cross_entropy": 1.0},
+        weight=2.0,
+    ),
+    dist_loss,
+)
+class DIST(Objective):
+    """Distillation from a stronger teacher; see ``limbeck.functional.dist_loss``.
+
+    Args:
+        beta: Weight of the inter-class part.
+        gamma: Weight of the intra-class part.
+        tau: Temperature.
+        eps: Added to the product of norms in each correlation.
+
+    >>> loss = 2.0 * DIST(tau=4.0)
+    """
+
+    contract = Contract(normalizer="positions", mask=True, decomposes=False)
+    student_taps = teacher_taps = ("logits",)
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, eps: float = 1e-8) -> None:
+        super().__init__()
+        check_positive(tau, "tau")
+        self.beta, self.gamma, self.tau, self.eps = beta, gamma, tau, eps
+
+    def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        return dist_loss(
+            student.logits,
+            teacher.logits,
+            beta=self.beta,
+            gamma=self.gamma,
+            tau=self.tau,
+            eps=self.eps,
+            mask=batch.mask,
+        )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from limbeck.core.batch import Batch
+from limbeck.core.catalogue import Card, register
+from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction
-from limbeck.objectives.response.cross_entropy import cross_entropy_loss
+from limbeck.core.trace import Trace
+from limbeck.objectives.response.cross_entropy import check_share, cross_entropy_loss
 
 
 def label_smoothing_loss(
@@ -43,3 +47,41 @@ def label_smoothing_loss(
         tensor(0.2269)
     """
     return cross_entropy_loss(student_logits, labels, label_smoothing=smoothing, mask=mask, reduction=reduction)
+
+
+@register(
+    Card(
+        key="label_smoothing",
+        name="Label smoothing",
+        title="Rethinking the Inception Architecture for Computer Vision",
+        year=2016,
+        arxiv="1512.00567",
+        knowledge="control",
+        equation=r"-\sum_c \left( (1 - \epsilon) q_c + \epsilon / C \right) \log p_c",
+        use="The control that tells a teacher's knowledge from mere softening: a method should beat it.",
+        defaults={"smoothing": "0.1, the paper's value"},
+        evidence="formula",
+        evidence_note="torch.nn.functional.cross_entropy",
+        needs=("labels",),
+    ),
+    label_smoothing_loss,
+)
+class LabelSmoothing(Objective):
+    """Cross-entropy with smoothed labels; see ``limbeck.functional.label_smoothing_loss``.
+
+    Args:
+        smoothing: The share of each label that is spread evenly over all classes.
+
+    >>> loss = LabelSmoothing()
+    """
+
+    contract = Contract(normalizer="labels", at_equal=None, mask=True)
+    student_taps = ("logits",)
+
+    def __init__(self, smoothing: float = 0.1) -> None:
+        super().__init__()
+        check_share(smoothing, "smoothing")
+        self.smoothing = smoothing
+
+    def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        return label_smoothing_loss(student.logits, batch.require("labels"), smoothing=self.smoothing, mask=batch.mask)
