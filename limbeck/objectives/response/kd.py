@@ -69,8 +69,8 @@ def kd_loss(
         use="The first thing to try, and the control every other method has to beat: it needs nothing but logits.",
         defaults={"temperature": "4, the value of the CRD benchmark; the paper tries 1 to 20"},
         evidence="parity",
-        evidence_note="value and gradient of HobbitLong/RepDistiller@b84f547 and megvii-research/mdistiller@a08d46f; the "
-        "paper has no released code",
+        evidence_note="value and gradient of HobbitLong/RepDistiller@b84f547 and megvii-research/mdistiller@a08d46f; "
+        "the paper has no released code",
         choices=("The divergence where the paper writes the cross-entropy: the same gradient, and 0 at equality.",),
         with_labels={"cross_entropy": 0.1},
         weight=0.9,
