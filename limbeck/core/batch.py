@@ -52,9 +52,9 @@ class Batch:
         return batch_size_of(self.inputs)
 
     def count(self, unit: Unit) -> Tensor | int:
-        """How many samples, counted positions or labels this batch holds."""
+        """How many samples, positions or labels this batch holds that count. A sample does where any place of it does."""
         if unit == "samples":
-            return self.size
+            return self.size if self.mask is None else self.mask.reshape(len(self.mask), -1).any(dim=1).sum()
         if unit == "positions":
             return self.size if self.mask is None else self.mask.sum()
         if unit != "labels":
