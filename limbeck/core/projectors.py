@@ -5,6 +5,31 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from limbeck.core.errors import TensorError
+from limbeck.core.reduction import check_floating
+
+
+class LinearProjector(nn.Linear):
+    """A linear layer that takes features of any precision and computes in its own; what does not fit is named."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        _check(input, 2, -1, self.in_features)
+        return super().forward(input.to(self.weight.dtype))
+
+
+class ConvProjector(nn.Conv2d):
+    """A convolution that takes maps of any precision and computes in its own; what does not fit is named."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        _check(input, 4, 1, self.in_channels)
+        return super().forward(input.to(self.weight.dtype))
+
+
+def _check(feature: Tensor, least: int, dim: int, width: int) -> None:
+    check_floating(feature, "student_feature", least)
+    if feature.shape[dim] != width:
+        raise TensorError(
+            "another width than in the dry run", where="student_feature", found=list(feature.shape), wanted=f"{width} channels"
+        )
 
 
 def projector(student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = True) -> nn.Module:
@@ -20,7 +45,7 @@ def projector(student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = 
 
     >>> import torch
     >>> projector(torch.zeros(2, 8, 4, 4), torch.zeros(2, 32, 4, 4))
-    Conv2d(8, 32, kernel_size=(1, 1), stride=(1, 1))
+    ConvProjector(8, 32, kernel_size=(1, 1), stride=(1, 1))
     """
     if student_feature.ndim != teacher_feature.ndim or student_feature.ndim not in (2, 3, 4):
         raise TensorError(
@@ -30,5 +55,5 @@ def projector(student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = 
             wanted="two maps [B, C, H, W], two token rows [B, N, D] or two vectors [B, D]",
         )
     if student_feature.ndim == 4:
-        return nn.Conv2d(student_feature.shape[1], teacher_feature.shape[1], 1, bias=bias).to(student_feature.device)
-    return nn.Linear(student_feature.shape[-1], teacher_feature.shape[-1], bias=bias).to(student_feature.device)
+        return ConvProjector(student_feature.shape[1], teacher_feature.shape[1], 1, bias=bias).to(student_feature.device)
+    return LinearProjector(student_feature.shape[-1], teacher_feature.shape[-1], bias=bias).to(student_feature.device)
