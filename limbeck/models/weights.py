@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from limbeck.core.errors import ModelError
+from limbeck.core.errors import LimbeckError, ModelError
 
 _IN_FOLDER = ("student.safetensors", "model.safetensors")
 _NESTINGS = ("state_dict", "model_state_dict", "model", "net")
@@ -171,7 +170,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         remedy = "save model.state_dict() alone; whole models are not unpickled, since that can run any code"
         raise ModelError("this file holds more than tensors, or is damaged", where=str(path), remedy=remedy) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, zipfile.BadZipFile) as error:
+    except LimbeckError:
+        raise
+    except Exception as error:  # torch's reader raises what it likes on damaged bytes
         first = str(error).strip().splitlines()[:1]
         reason = "".join(first) or type(error).__name__
         remedy = "copy or download it again"

@@ -202,9 +202,7 @@ def test_flipped_bits_give_a_limbeck_error_or_fitting_weights(files: Path, kind:
         assert misfits == ([], [])
 
 
-@pytest.mark.parametrize(
-    "header", [b"{}", b"[]", b'{"a": 1}', b"\xff\xfe", json.dumps({"a": {"dtype": "F32"}}).encode()]
-)
+@pytest.mark.parametrize("header", [b"{}", b"[]", b'{"a": 1}', b"\xff\xfe", b'{"a": {"dtype": "F32"}}'])
 def test_odd_headers(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ModelError):
