@@ -52,7 +52,7 @@ class Batch:
         return batch_size_of(self.inputs)
 
     def count(self, unit: Unit) -> Tensor | int:
-        """How many samples, positions or labels this batch holds that count. A sample does where any place of it does."""
+        """How many samples, positions or labels of this batch count; a sample does where any of its places does."""
         if unit == "samples":
             return self.size if self.mask is None else self.mask.reshape(len(self.mask), -1).any(dim=1).sum()
         if unit == "positions":

@@ -28,7 +28,10 @@ def _check(feature: Tensor, least: int, dim: int, width: int) -> None:
     check_floating(feature, "student_feature", least)
     if feature.shape[dim] != width:
         raise TensorError(
-            "another width than in the dry run", where="student_feature", found=list(feature.shape), wanted=f"{width} channels"
+            "another width than in the dry run",
+            where="student_feature",
+            found=list(feature.shape),
+            wanted=f"{width} channels",
         )
 
 
@@ -54,6 +57,9 @@ def projector(student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = 
             found=f"{list(student_feature.shape)} to {list(teacher_feature.shape)}",
             wanted="two maps [B, C, H, W], two token rows [B, N, D] or two vectors [B, D]",
         )
+    layer: nn.Module
     if student_feature.ndim == 4:
-        return ConvProjector(student_feature.shape[1], teacher_feature.shape[1], 1, bias=bias).to(student_feature.device)
-    return LinearProjector(student_feature.shape[-1], teacher_feature.shape[-1], bias=bias).to(student_feature.device)
+        layer = ConvProjector(student_feature.shape[1], teacher_feature.shape[1], 1, bias=bias)
+    else:
+        layer = LinearProjector(student_feature.shape[-1], teacher_feature.shape[-1], bias=bias)
+    return layer.to(student_feature.device)
