@@ -1,0 +1,123 @@
+"""One objective in one setting: everything a check works with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.conformance.scene import Scene, evaluate, tensors_of
+from limbeck.conformance.settings import Setting
+from limbeck.conformance.subject import Subject
+from limbeck.core.batch import Batch
+from limbeck.core.distiller import Distiller
+from limbeck.core.errors import LimbeckError
+from limbeck.core.objective import Contract, Objective
+from limbeck.core.survey import dry
+from limbeck.core.taps import Listener
+from limbeck.core.teacher import FrozenTeacher
+from limbeck.core.trace import Trace
+
+
+class Case:
+    """One subject in one setting. The same seed makes the same things."""
+
+    def __init__(self, subject: Subject, setting: Setting) -> None:
+        self.subject, self.setting = subject, setting
+
+    @cached_property
+    def contract(self) -> Contract:
+        """What the objective promises."""
+        return self.subject.make().contract
+
+    @property
+    def teacherless(self) -> bool:
+        """The objective asks nothing of a teacher."""
+        return not self.subject.make().teacher_taps
+
+    def models(self, seed: int = 0) -> tuple[nn.Module, nn.Module]:
+        """Student and teacher."""
+        torch.manual_seed(seed)
+        return self.setting.student(), self.setting.teacher()
+
+    def batch(self, seed: int = 0) -> Batch:
+        """A batch; in the suite's own settings with labels and ids, without a mask."""
+        return self.setting.batch(seed)
+
+    def scene(
+        self, seed: int = 0, *, dtype: torch.dtype = torch.float64, twins: bool = False, batch: Batch | None = None
+    ) -> Scene:
+        """Both models' traces of a batch, as plain tensors; ``twins``: the teacher is the student's double."""
+        objective = self.subject.make()
+        student, teacher = self.models(seed)
+        teacher = copy.deepcopy(student) if twins else teacher
+        batch = objective.prepare(self.batch(seed) if batch is None else batch)
+        own = _listen(student, objective.student_taps, batch)
+        said = Trace(None)
+        if objective.teacher_taps:
+            frozen = FrozenTeacher(teacher)
+            frozen.attach(objective.teacher_taps, batch)
+            said = frozen(batch)
+        return Scene(own, said.detach(), batch).cast(dtype)
+
+    def objective(
+        self,
+        scene: Scene | None = None,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        options: Mapping[str, Any] | None = None,
+    ) -> Objective:
+        """A fresh objective, set up on a scene and then cast."""
+        scene = scene or self.scene()
+        if any(t.dtype == torch.float64 for t in tensors_of(scene.student)):
+            scene = scene.cast(torch.float32)  # what setup makes is float32
+        torch.manual_seed(seed)
+        objective = self.subject.make(**(options or {}))
+        objective.setup(scene.student, scene.teacher, scene.batch, self.setting.data)
+        return objective.to(dtype)
+
+    def distiller(self, seed: int = 0, batch: Batch | None = None) -> Distiller:
+        """Models and objective together, set up. The teacher is the same for every seed."""
+        student, _ = self.models(seed)
+        _, teacher = self.models()
+        torch.manual_seed(seed)
+        objective = self.subject.make()
+        distiller = Distiller(student, objective, teacher if objective.teacher_taps else None)
+        return distiller.setup(self.batch(seed) if batch is None else batch, self.setting.data)
+
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """The positions of a sample, where the objective looks at something by position; else none."""
+        wanted, tensors = self.setting.places, tensors_of(self.scene().student)
+        by_position = any(tuple(t.shape[1 : 1 + len(wanted)]) == wanted for t in tensors)
+        maps = any(t.ndim == 4 and tuple(t.shape[2:]) == wanted * 2 for t in tensors)
+        return wanted if by_position or maps else ()
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Which places count: all of the first sample's, none of the last's, some of the others'.
+
+        By position where the objective takes such masks, else by sample.
+        """
+        mask = torch.rand(self.batch().size, *self.places, generator=torch.Generator().manual_seed(3)) < 0.7
+        mask[0], mask[-1] = True, False
+        scene = self.scene()
+        try:
+            evaluate(self.objective(scene), scene.change(mask=mask))
+        except LimbeckError:
+            return mask.reshape(len(mask), -1).any(dim=1)
+        return mask
+
+
+def _listen(model: nn.Module, taps: tuple[str, ...], batch: Batch) -> Trace:
+    listener = Listener(model, taps, batch.inputs)
+    try:
+        with dry(model):
+            return listener(batch.inputs).detach()
+    finally:
+        listener.close()

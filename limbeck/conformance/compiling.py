@@ -1,0 +1,56 @@
+"""The check that a compiled objective is the same objective."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.conformance.case import Case
+from limbeck.conformance.check import Failure, check, require
+from limbeck.conformance.scene import Scene, evaluate, tensors_of, total
+
+
+@check(once=True, after=("value", "helpers"))
+def compiled(case: Case) -> None:
+    """Compiled as one graph it gives the value and gradient of eager mode."""
+    compare(case, "aot_eager")
+
+
+def compare(case: Case, backend: str, **options: Any) -> None:
+    """Two steps eager and compiled, so that what the objective remembers moves on in both."""
+    scene = case.scene(dtype=torch.float32)
+    if isinstance(scene.batch.progress, float):  # a number would be a new graph at every step
+        scene = scene.change(progress=torch.tensor(scene.batch.progress))
+    eager = case.objective(scene, dtype=torch.float32)
+    other = copy.deepcopy(eager)
+
+    def loss(scene_: Scene) -> Tensor:
+        return total(other(scene_.student, scene_.teacher, scene_.batch))
+
+    torch.compiler.reset()
+    run = torch.compile(loss, fullgraph=True, backend=backend, **options)
+    try:
+        for step in range(2):
+            wanted = evaluate(eager, scene, on_itself=True)
+            fresh = scene.leaves()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                found = run(fresh)
+            found.backward()
+            gap = float((found.detach() - wanted.value).abs())
+            require(
+                gap <= 1e-5 * max(1.0, float(wanted.value.abs())),
+                f"step {step + 1}: compiled the loss is off by {gap:.2g}",
+            )
+            for a, leaf in zip(wanted.student, tensors_of(fresh.student), strict=True):
+                grad = torch.zeros_like(a) if leaf.grad is None else leaf.grad
+                require(
+                    torch.allclose(a, grad, rtol=1e-4, atol=1e-6), f"step {step + 1}: compiled the gradient is another"
+                )
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise Failure("it does not compile as one graph: " + " ".join(str(error).split())[:300]) from None
+    finally:
+        torch.compiler.reset()

@@ -1,0 +1,135 @@
+"""Situations in which an objective is checked: a student, a teacher, batches, and what is known of the data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.conformance.models import VOCABULARY, ImageClassifier, TextModel
+from limbeck.core.batch import Batch
+from limbeck.core.errors import ConfigError
+from limbeck.core.objective import DataInfo
+
+SAMPLES = 24  # of the pretended training set
+SIZE = 7  # of a batch: odd, so that no split is even
+LENGTH = 6
+
+Maker = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One situation.
+
+    Args:
+        name: What it is called in reports.
+        student, teacher: Make a fresh model; weights come from the random state.
+        batch: Makes a batch from a seed.
+        data: What objectives are told of the training set.
+        classes: Of the logits; ``None`` where that is not known.
+        places: Positions of a sample, which a mask may run over.
+        with_two_classes: The same situation with two classes, where their number is a choice.
+    """
+
+    name: str
+    student: Maker
+    teacher: Maker
+    batch: Callable[[int], Batch]
+    data: DataInfo
+    classes: int | None = None
+    places: tuple[int, ...] = ()
+    with_two_classes: Callable[[], Setting] | None = None
+
+
+def all_settings(classes: int = 5) -> list[Setting]:
+    """The suite's own situations: images, tokens with a label each, and token sequences with one label."""
+    return [images(classes), tokens(classes), sequences(classes)]
+
+
+def images(classes: int = 5) -> Setting:
+    """A classifier of images ``[B, 3, 8, 8]``."""
+    return Setting(
+        "images",
+        lambda: ImageClassifier(4, 1, classes),
+        lambda: ImageClassifier(6, 2, classes),
+        lambda seed: _batch(seed, classes, lambda g: torch.randn(SIZE, 3, 8, 8, generator=g)),
+        _data(classes),
+        classes,
+        with_two_classes=lambda: images(2),
+    )
+
+
+def tokens(classes: int = 5) -> Setting:
+    """A language model: one prediction a token, ``[B, T, C]``."""
+    return Setting(
+        "tokens",
+        lambda: TextModel(8, 2, classes, pool=False),
+        lambda: TextModel(12, 3, classes, pool=False),
+        lambda seed: _batch(seed, classes, _ids, (LENGTH,)),
+        _data(classes),
+        classes,
+        (LENGTH,),
+        lambda: tokens(2),
+    )
+
+
+def sequences(classes: int = 5) -> Setting:
+    """A classifier of token sequences: features by token, one prediction a sequence."""
+    return Setting(
+        "sequences",
+        lambda: TextModel(8, 2, classes, pool=True),
+        lambda: TextModel(12, 3, classes, pool=True),
+        lambda seed: _batch(seed, classes, _ids),
+        _data(classes),
+        classes,
+        (LENGTH,),
+        lambda: sequences(2),
+    )
+
+
+def given(
+    student: nn.Module | Maker, teacher: nn.Module | Maker | None, batch: Batch, data: DataInfo | None = None
+) -> Setting:
+    """A user's own pair and batch. Models are copied, so that checks leave the user's own alone."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        if model is not None and not callable(model):
+            raise ConfigError(
+                "not a model",
+                where=name,
+                found=type(model).__name__,
+                wanted="a torch module, or a function that makes one",
+            )
+    return Setting(
+        "given",
+        _maker(student),
+        _maker(teacher if teacher is not None else student),
+        lambda seed: batch,
+        data or DataInfo(),
+        places=tuple(batch.mask.shape[1:]) if batch.mask is not None else (),
+    )
+
+
+def _maker(model: nn.Module | Maker) -> Maker:
+    return (lambda: copy.deepcopy(model)) if isinstance(model, nn.Module) else model
+
+
+def _ids(generator: torch.Generator) -> Tensor:
+    return torch.randint(0, VOCABULARY, (SIZE, LENGTH), generator=generator)
+
+
+def _batch(
+    seed: int, classes: int, inputs: Callable[[torch.Generator], Tensor], positions: tuple[int, ...] = ()
+) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(SAMPLES, generator=generator)[:SIZE]
+    # Labels of samples are those the data set knows; labels of positions are free.
+    labels = torch.randint(0, classes, (SIZE, *positions), generator=generator) if positions else index % classes
+    return Batch(inputs(generator), labels=labels, index=index)
+
+
+def _data(classes: int) -> DataInfo:
+    return DataInfo(samples=SAMPLES, labels=torch.arange(SAMPLES) % classes, classes=classes)
