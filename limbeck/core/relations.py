@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.core.errors import TensorError
-from limbeck.core.reduction import fit_mask
+from limbeck.core.reduction import check_floating, fit_mask
 
 
 def channel_dim(feature: Tensor) -> int:
@@ -30,6 +30,28 @@ def rows(feature: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | 
         feature = feature.masked_fill(~fit_mask(mask, feature), 0.0)
         mask = mask.reshape(mask.shape[0], -1).any(dim=1)
     return feature.reshape(feature.shape[0], -1), mask
+
+
+def pooled(feature: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The mean of each sample's places that count, ``[B, D]``, and which samples count.
+
+    Args:
+        feature: ``[B, D]``, tokens ``[B, T, D]`` or maps ``[B, C, *]``.
+        mask: ``[B]``, or over the places: ``[B, T]``, ``[B, *]``.
+    """
+    places = feature.movedim(channel_dim(feature), -1).flatten(1, -2) if feature.ndim > 2 else feature.unsqueeze(1)
+    if mask is None:
+        return places.mean(dim=1), None
+    counts = fit_mask(mask, feature.select(channel_dim(feature), 0)).reshape(places.shape[:2])
+    total = places.masked_fill(~counts.unsqueeze(-1), 0.0).sum(dim=1)
+    return total / counts.sum(dim=1, keepdim=True).clamp(min=1), counts.any(dim=1)
+
+
+def project(layer: nn.Module, feature: Tensor, name: str) -> Tensor:
+    """Run a feature through a learned map, in the map's own precision."""
+    check_floating(feature, name, least=2)
+    dtype = next((p.dtype for p in layer.parameters()), feature.dtype)
+    return layer(feature.to(dtype))
 
 
 def unit(vectors: Tensor, dim: int = -1) -> Tensor:

@@ -15,6 +15,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, LimbeckError, TapError
 from limbeck.core.objective import DataInfo, Objective
+from limbeck.core.trace import Trace
 from limbeck.objectives.feature.at import AT, at_loss
 from limbeck.objectives.feature.fitnets import FitNets, TeacherDecay, fitnets_loss
 from limbeck.objectives.relation.crd import CRD
@@ -226,6 +227,18 @@ class TestCRD:
         make(loss, teacher)(make_batch(8)).total.backward()
         assert loss.embed_teacher.weight.grad.abs().sum() > 0
         assert all(p.grad is None for p in teacher.parameters())
+
+    def test_tokens_are_averaged_where_they_count(self) -> None:
+        features = torch.randn(2, 4, 6, 7)
+        counts = torch.tensor([[True] * n + [False] * (6 - n) for n in (6, 1, 3, 4)])
+        batch = Batch(features[0], index=torch.arange(4), mask=counts)
+        loss = CRD("x", negatives=8)
+        loss.setup(Trace(None, {"x": features[0]}), Trace(None, {"x": features[1]}), batch, DataInfo(samples=16))
+        loss.eval()
+        mean = [torch.stack([f[i, counts[i]].mean(0) for i in range(4)]) for f in features]
+        wanted = loss(Trace(None, {"x": mean[0]}), Trace(None, {"x": mean[1]}), batch.replace(mask=None))
+        found = loss(Trace(None, {"x": features[0]}), Trace(None, {"x": features[1]}), batch)
+        torch.testing.assert_close(found, wanted)
 
     def test_needs_ids_and_their_number(self) -> None:
         batch = make_batch()

@@ -13,7 +13,7 @@ from limbeck.core.errors import ConfigError
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.projectors import projector
 from limbeck.core.reduction import Reduction, check_floating, check_same_shape, reduce, widen
-from limbeck.core.relations import channel_dim
+from limbeck.core.relations import channel_dim, project
 from limbeck.core.schedules import Schedule
 from limbeck.core.trace import Trace
 
@@ -150,10 +150,10 @@ class FitNets(Objective):
         self.regressor = regressor(guided, hint, bool((hint >= 0).all()) if self.relu is None else self.relu)
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        guided = self.ready("regressor")(student[self.tap])
+        guided = project(self.ready("regressor"), student[self.tap], "student_feature")
         hint = teacher[self.teacher_tap].detach()
         if guided.ndim == 4 and guided.shape[2:] != hint.shape[2:]:
-            hint = F.adaptive_avg_pool2d(hint, guided.shape[2:])
+            hint = F.adaptive_avg_pool2d(hint, (guided.shape[2], guided.shape[3]))
         return fitnets_loss(guided, hint, mask=batch.mask)
 
 

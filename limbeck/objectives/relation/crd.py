@@ -15,7 +15,7 @@ from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_floating, check_positive, check_same_shape, reduce, widen
-from limbeck.core.relations import rows, unit
+from limbeck.core.relations import channel_dim, pooled, project, rows, unit
 from limbeck.core.trace import Trace
 
 
@@ -355,7 +355,7 @@ class CRD(Objective):
     the ranks' batches must be of one size.
 
     Args:
-        tap: The feature to embed; flattened.
+        tap: The feature to embed; the mean of its places that count.
         teacher_tap: The teacher's, where it is called otherwise.
         dim: Width of the embeddings.
         memory: ``"bank"``: against embeddings of the whole data set, as in the paper; ``"batch"``: within the batch.
@@ -399,9 +399,9 @@ class CRD(Objective):
         self.embed_student = self.embed_teacher = None
 
     def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
-        s_feature, t_feature = student[self.tap].flatten(1), teacher[self.teacher_tap].flatten(1)
-        self.embed_student = nn.Linear(s_feature.shape[1], self.dim).to(s_feature.device)
-        self.embed_teacher = nn.Linear(t_feature.shape[1], self.dim).to(s_feature.device)
+        s_feature, t_feature = student[self.tap], teacher[self.teacher_tap]
+        self.embed_student = nn.Linear(s_feature.shape[channel_dim(s_feature)], self.dim).to(s_feature.device)
+        self.embed_teacher = nn.Linear(t_feature.shape[channel_dim(t_feature)], self.dim).to(s_feature.device)
         if self.memory == "batch":
             return
         if data.samples is None:
@@ -415,25 +415,29 @@ class CRD(Objective):
         banks = (torch.rand(2, data.samples, self.dim, generator=generator) * 2 - 1) * math.sqrt(3 / self.dim)
         for name, value in (("student_bank", banks[0]), ("teacher_bank", banks[1]), ("step", torch.tensor(0))):
             self.register_buffer(name, value.clone().to(s_feature.device))
-        arguments = self._against_banks(*self._embed(student, teacher), batch)
-        self.register_buffer("log_z", crd_log_z(*arguments, temperature=self.temperature, mask=batch.mask))
+        s, t, counts = self._embed(student, teacher, batch.mask)
+        arguments = self._against_banks(s, t, batch)
+        self.register_buffer("log_z", crd_log_z(*arguments, temperature=self.temperature, mask=counts))
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        s, t = self._embed(student, teacher)
+        s, t, counts = self._embed(student, teacher, batch.mask)
         if self.memory == "batch":
             labels = batch.labels
             classes = labels if labels is not None and labels.ndim == 1 and not labels.is_floating_point() else None
-            return crd_loss(s, t, classes, temperature=self.temperature, mask=batch.mask)
+            return crd_loss(s, t, classes, temperature=self.temperature, mask=counts)
         arguments = self._against_banks(s, t, batch)
-        loss = crd_bank_loss(*arguments, log_z=self.log_z, temperature=self.temperature, mask=batch.mask)
+        loss = crd_bank_loss(*arguments, log_z=self.log_z, temperature=self.temperature, mask=counts)
         if self.training:
-            self._remember(s.detach(), t.detach(), batch)
+            self._remember(s.detach(), t.detach(), batch.require("index"), counts)
         return loss
 
-    def _embed(self, student: Trace, teacher: Trace) -> tuple[Tensor, Tensor]:
-        s_layer, t_layer = self.ready("embed_student"), self.ready("embed_teacher")
-        s_feature, t_feature = student[self.tap].flatten(1), teacher[self.teacher_tap].detach().flatten(1)
-        return s_layer(s_feature.to(s_layer.weight.dtype)), t_layer(t_feature.to(t_layer.weight.dtype))
+    def _embed(self, student: Trace, teacher: Trace, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        check_floating(student[self.tap], "student_feature", least=2)
+        check_floating(teacher[self.teacher_tap], "teacher_feature", least=2)
+        s_feature, counts = pooled(student[self.tap], mask)
+        t_feature, _ = pooled(teacher[self.teacher_tap].detach(), mask)
+        s = project(self.ready("embed_student"), s_feature, "student_feature")
+        return s, project(self.ready("embed_teacher"), t_feature, "teacher_feature"), counts
 
     def _against_banks(self, s: Tensor, t: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         index = batch.require("index")
@@ -450,12 +454,11 @@ class CRD(Objective):
         # Copies, since the backward pass reads them when the banks have moved on already.
         return s, t, self.student_bank.clone(), self.teacher_bank.clone(), index, negatives
 
-    def _remember(self, s: Tensor, t: Tensor, batch: Batch) -> None:
-        counts = torch.ones(len(s), dtype=torch.bool, device=s.device)
-        if batch.mask is not None:
-            counts = batch.mask.reshape(len(s), -1).any(dim=1)
-        index, s, t, counts = _everywhere(batch.require("index"), s, t, counts)
-        mask = None if batch.mask is None else counts
-        update_bank(self.student_bank, index, s, momentum=self.momentum, mask=mask)
-        update_bank(self.teacher_bank, index, t, momentum=self.momentum, mask=mask)
+    def _remember(self, s: Tensor, t: Tensor, index: Tensor, counts: Tensor | None) -> None:
+        if counts is None:
+            index, s, t = _everywhere(index, s, t)
+        else:
+            index, s, t, counts = _everywhere(index, s, t, counts)
+        update_bank(self.student_bank, index, s, momentum=self.momentum, mask=counts)
+        update_bank(self.teacher_bank, index, t, momentum=self.momentum, mask=counts)
         self.step += 1

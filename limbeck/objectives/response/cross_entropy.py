@@ -37,6 +37,10 @@ def cross_entropy_loss(
         TensorError: Labels that do not fit the logits, or name no class.
         ConfigError: ``label_smoothing`` outside 0 to 1.
 
+    Source:
+        Good, "Rational Decisions", 1952, Journal of the Royal Statistical Society B 14(1), section 8: the logarithmic
+        score.
+
     Example:
         >>> import torch
         >>> cross_entropy_loss(torch.tensor([[0.0, 0.0], [5.0, 1.0]]), torch.tensor([1, -1]))

@@ -144,7 +144,8 @@ class DIST(Objective):
     >>> loss = 2.0 * DIST(tau=4.0)
     """
 
-    contract = Contract(normalizer="positions", mask=True, decomposes=False)
+    # At equality each correlation falls short of 1 by what epsilon is beside its norms.
+    contract = Contract(normalizer="positions", at_equal=None, mask=True, decomposes=False)
     student_taps = teacher_taps = ("logits",)
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, eps: float = 1e-8) -> None:
