@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -184,6 +185,7 @@ def load_plugin(name: str, where: str = "plugins") -> None:
         ) from error
 
 
+@functools.cache
 def options_of(function: Callable[..., Any], name: str) -> type[BaseModel]:
     """A strict pydantic model of a callable's keyword options, from its signature."""
     fields: dict[str, Any] = {}
