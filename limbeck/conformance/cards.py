@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import check, require
-from limbeck.conformance.scene import Scene, total
+from limbeck.conformance.scene import Scene, drawing, total
 from limbeck.core import catalogue
 
 
@@ -115,6 +115,5 @@ def _call(case: Case, objective: Any, scene: Scene, **more: Any) -> Tensor:
         given["teacher_logits"] = scene.teacher.logits
     known = inspect.signature(_function(case)).parameters
     options = {n: getattr(objective, n) for n in known if n not in given and hasattr(objective, n)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with drawing():
         return _function(case)(**{n: v for n, v in given.items() if n in known}, **options, **more)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.conformance.scene import Scene, evaluate, tensors_of
+from limbeck.conformance.scene import Scene, evaluate, reseed, tensors_of
 from limbeck.conformance.settings import Setting
 from limbeck.conformance.subject import Subject
 from limbeck.core.batch import Batch
@@ -28,6 +28,7 @@ class Case:
 
     def __init__(self, subject: Subject, setting: Setting) -> None:
         self.subject, self.setting = subject, setting
+        self._scenes: dict[bool, Scene] = {}
 
     @cached_property
     def contract(self) -> Contract:
@@ -41,28 +42,27 @@ class Case:
 
     def models(self, seed: int = 0) -> tuple[nn.Module, nn.Module]:
         """Student and teacher."""
-        torch.manual_seed(seed)
+        reseed(seed)
         return self.setting.student(), self.setting.teacher()
 
     def batch(self, seed: int = 0) -> Batch:
         """A batch; in the suite's own settings with labels and ids, without a mask."""
         return self.setting.batch(seed)
 
-    def scene(
-        self, seed: int = 0, *, dtype: torch.dtype = torch.float64, twins: bool = False, batch: Batch | None = None
-    ) -> Scene:
+    def scene(self, *, dtype: torch.dtype = torch.float64, twins: bool = False) -> Scene:
         """Both models' traces of a batch, as plain tensors; ``twins``: the teacher is the student's double."""
-        objective = self.subject.make()
-        student, teacher = self.models(seed)
-        teacher = copy.deepcopy(student) if twins else teacher
-        batch = objective.prepare(self.batch(seed) if batch is None else batch)
-        own = _listen(student, objective.student_taps, batch)
-        said = Trace(None)
-        if objective.teacher_taps:
-            frozen = FrozenTeacher(teacher)
-            frozen.attach(objective.teacher_taps, batch)
-            said = frozen(batch)
-        return Scene(own, said.detach(), batch).cast(dtype)
+        if twins not in self._scenes:
+            objective = self.subject.make()
+            student, teacher = self.models()
+            teacher = copy.deepcopy(student) if twins else teacher
+            batch = objective.prepare(self.batch())
+            said = Trace(None)
+            if objective.teacher_taps:
+                frozen = FrozenTeacher(teacher)
+                frozen.attach(objective.teacher_taps, batch)
+                said = frozen(batch).detach()
+            self._scenes[twins] = Scene(_listen(student, objective.student_taps, batch), said, batch)
+        return copy.deepcopy(self._scenes[twins]).cast(dtype)
 
     def objective(
         self,
@@ -76,19 +76,19 @@ class Case:
         scene = scene or self.scene()
         if any(t.dtype == torch.float64 for t in tensors_of(scene.student)):
             scene = scene.cast(torch.float32)  # what setup makes is float32
-        torch.manual_seed(seed)
+        reseed(seed)
         objective = self.subject.make(**(options or {}))
         objective.setup(scene.student, scene.teacher, scene.batch, self.setting.data)
         return objective.to(dtype)
 
-    def distiller(self, seed: int = 0, batch: Batch | None = None) -> Distiller:
+    def distiller(self, seed: int = 0) -> Distiller:
         """Models and objective together, set up. The teacher is the same for every seed."""
         student, _ = self.models(seed)
         _, teacher = self.models()
-        torch.manual_seed(seed)
+        reseed(seed)
         objective = self.subject.make()
         distiller = Distiller(student, objective, teacher if objective.teacher_taps else None)
-        return distiller.setup(self.batch(seed) if batch is None else batch, self.setting.data)
+        return distiller.setup(self.batch(seed), self.setting.data)
 
     @cached_property
     def places(self) -> tuple[int, ...]:

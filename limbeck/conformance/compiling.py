@@ -10,7 +10,7 @@ from torch import Tensor
 
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import Failure, check, require
-from limbeck.conformance.scene import Scene, evaluate, tensors_of, total
+from limbeck.conformance.scene import Scene, drawing, evaluate, tensors_of, total
 
 
 @check(once=True, after=("value", "helpers"))
@@ -36,8 +36,7 @@ def compare(case: Case, backend: str, **options: Any) -> None:
         for step in range(2):
             wanted = evaluate(eager, scene, on_itself=True)
             fresh = scene.leaves()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with drawing():
                 found = run(fresh)
             found.backward()
             gap = float((found.detach() - wanted.value).abs())

@@ -11,7 +11,7 @@ from torch.autograd.gradcheck import gradcheck as gradcheck_of_torch
 
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import Failure, check, require
-from limbeck.conformance.scene import evaluate, tensors_of, total
+from limbeck.conformance.scene import drawing, evaluate, tensors_of, total
 
 
 @check(after=("value",))
@@ -38,8 +38,7 @@ def gradcheck(case: Case) -> None:
 
     def loss(*values: Tensor) -> Tensor:
         new = {id(old): value for old, value in zip(leaves, values, strict=True)}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with drawing():
             student = scene.student.map(lambda t: new.get(id(t), t))
             return total(copy.deepcopy(objective)(student, scene.teacher, scene.batch))
 

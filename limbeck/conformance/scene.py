@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,8 +104,7 @@ def evaluate(objective: Objective, scene: Scene, *, on_itself: bool = False, tea
     objective = objective if on_itself else copy.deepcopy(objective)
     objective.zero_grad(set_to_none=True)
     scene = scene.leaves(teacher)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
+    with drawing(), torch.enable_grad():
         value = total(objective(scene.student, scene.teacher, scene.batch))
         value = value * scene.batch.share(objective.contract.normalizer)
         if value.requires_grad:
@@ -116,6 +116,19 @@ def evaluate(objective: Objective, scene: Scene, *, on_itself: bool = False, tea
         {name: p.grad for name, p in objective.named_parameters()},
         {name: t.detach().clone() for name, t in objective.state_dict().items()},
     )
+
+
+@contextmanager
+def drawing(seed: int = 0) -> Iterator[None]:
+    """The same random numbers every time; the random state is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        reseed(seed)
+        yield
+
+
+def reseed(seed: int) -> None:
+    """Seed what draws on the CPU; ``torch.manual_seed`` would queue calls for devices that are not in use."""
+    torch.default_generator.manual_seed(seed)
 
 
 def total(value: Tensor | dict[str, Tensor]) -> Tensor:

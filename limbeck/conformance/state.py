@@ -11,6 +11,7 @@ from safetensors import torch as safetensors
 
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import check, require
+from limbeck.conformance.scene import drawing, reseed
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 
@@ -35,10 +36,10 @@ def same_seed(case: Case) -> None:
     """The same seed gives the same numbers; and it leaves the random state to others."""
     runs, drawn = [], []
     for seed in (11, 11, 12):
-        for reseed in (random.seed, np.random.seed, torch.manual_seed):
-            reseed(seed)
+        for start in (random.seed, np.random.seed, reseed):
+            start(seed)
         distiller = case.distiller()
-        torch.manual_seed(seed)
+        reseed(seed)
         runs.append(_train(distiller, case))
         drawn.append(float(torch.rand(())))
     require(runs[0] == runs[1], f"losses of two equal runs: {runs[0]} and {runs[1]}")
@@ -59,8 +60,7 @@ def _train(distiller: Distiller, case: Case) -> list[float]:
 
 def _losses(distiller: Distiller, batch: Batch, **changes: Any) -> list[float]:
     distiller.student.eval()  # its dropout and batch norm are not the point here
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
+    with drawing(5):
         return [distiller(batch.replace(**changes)).total.item() for _ in range(2)]
 
 

@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from limbeck.conformance import (
@@ -30,7 +29,7 @@ from limbeck.conformance import (
 )
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import Check, Failure
-from limbeck.conformance.scene import evaluate
+from limbeck.conformance.scene import drawing, evaluate
 from limbeck.conformance.settings import Maker, Setting, all_settings, given
 from limbeck.conformance.subject import Subject
 from limbeck.core.batch import Batch
@@ -106,6 +105,41 @@ class Nonconforming(LimbeckError):
         super().__init__("does not keep its promises" + "".join(lines), where=report.subject)
 
 
+class Suite:
+    """One objective with everything to check it by, made once for any number of checks.
+
+    Args: as ``check_objective``.
+    """
+
+    def __init__(
+        self,
+        target: str | Objective | type[Objective],
+        *,
+        options: dict[str, Any] | None = None,
+        student: nn.Module | Maker | None = None,
+        teacher: nn.Module | Maker | None = None,
+        batch: Batch | None = None,
+        data: DataInfo | None = None,
+    ) -> None:
+        if student is None and (teacher is not None or batch is not None):
+            raise ConfigError("a pair of your own needs a student and a batch", where="student", found="none")
+        if student is not None and batch is None:
+            raise ConfigError(
+                "a pair of your own needs an example of what it is called with", where="batch", found="none"
+            )
+        self.subject = Subject.of(target, options)
+        settings = all_settings() if student is None or batch is None else [given(student, teacher, batch, data)]
+        self.report = Report(self.subject.name)
+        self.cases = _working(self.subject, settings, self.report)
+
+    def run(self, check: Check) -> list[Result]:
+        """One check in every setting; not where one that it stands on has failed before."""
+        broken = set(self.report.failed)
+        results = [_run(check, case, broken) for case in (self.cases[:1] if check.once else self.cases)]
+        self.report.results += results
+        return results
+
+
 def check_objective(
     target: str | Objective | type[Objective],
     *,
@@ -139,27 +173,13 @@ def check_objective(
     >>> check_objective(KD(temperature=2.0), only=["at_equal", "temp*"]).failed
     []
     """
-    subject = Subject.of(target, options)
     wanted = _wanted(only)
-    if student is None:
-        if teacher is not None or batch is not None:
-            raise ConfigError("a pair of your own needs a student and a batch", where="student", found="none")
-        settings = all_settings()
-    elif batch is None:
-        raise ConfigError("a pair of your own needs an example of what it is called with", where="batch", found="none")
-    else:
-        settings = [given(student, teacher, batch, data)]
-    report = Report(subject.name)
-    cases = _working(subject, settings, report)
-    broken: set[str] = set(report.failed)
-    for each in wanted if cases else ():
-        for case in cases[:1] if each.once else cases:
-            result = _run(each, case, broken)
-            report.results.append(result)
-        broken.update(report.failed)
-    if fail and report.failed:
-        raise Nonconforming(report)
-    return report
+    suite = Suite(target, options=options, student=student, teacher=teacher, batch=batch, data=data)
+    for check in wanted:
+        suite.run(check)
+    if fail and suite.report.failed:
+        raise Nonconforming(suite.report)
+    return suite.report
 
 
 def _wanted(only: str | Iterable[str] | None) -> list[Check]:
@@ -234,12 +254,11 @@ def _told(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Random states and the default precision are as before afterwards."""
+    """All random states are as before afterwards."""
     python, numpy_ = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
+    try:
+        with drawing():
             yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_)
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_)
