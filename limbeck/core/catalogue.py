@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +9,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -76,7 +76,7 @@ class Method:
     function: Callable[..., Any] | None
     preset: dict[str, Any]
 
-    @property
+    @cached_property
     def options(self) -> type[BaseModel]:
         """The constructor's options as a strict model: what a recipe may say, with types and defaults."""
         return options_of(self.cls, self.card.key)
@@ -185,7 +185,6 @@ def load_plugin(name: str, where: str = "plugins") -> None:
         ) from error
 
 
-@functools.cache
 def options_of(function: Callable[..., Any], name: str) -> type[BaseModel]:
     """A strict pydantic model of a callable's keyword options, from its signature."""
     fields: dict[str, Any] = {}
