@@ -1,9 +1,9 @@
-"""The student leaves the workshop: safetensors, ONNX or a transformers folder, each run again before it is called done."""
+"""The student leaves the workshop: as safetensors, ONNX or a transformers folder, each run again and compared."""
 
 from __future__ import annotations
 
+import copy
 import importlib
-import json
 import logging
 import os
 import tempfile
@@ -21,8 +21,8 @@ from limbeck.core.errors import LimbeckError, MissingExtra, ModelError, did_you_
 from limbeck.core.survey import call_model, dry
 from limbeck.core.trace import logits_of
 from limbeck.models.describe import parameters
-from limbeck.models.load import load_model
-from limbeck.models.weights import load_weights, save_weights
+from limbeck.models.student import describe_inputs, example_inputs, load_student, read_student, save_student, write_json
+from limbeck.models.weights import load_weights
 
 Form = Literal["safetensors", "onnx", "transformers"]
 
@@ -47,8 +47,8 @@ def export(
     ``to``            writes into the folder ``path``
     ================  ==================================================================================================
     ``safetensors``   ``model.safetensors``: the plain state dict; ``student.json``: what is needed to build it again
-    ``onnx``          ``model.onnx`` with any batch size (and any number of tokens), its inputs by the model's own names,
-                      its output ``logits``; ``student.json``
+    ``onnx``          ``model.onnx`` for any batch size (and number of tokens), its inputs by the model's own names, its
+                      output ``logits``; ``student.json``
     ``transformers``  a folder for ``from_pretrained``; for students that are transformers models
     ================  ==================================================================================================
 
@@ -77,7 +77,9 @@ def export(
     """
     if to not in get_args(Form):
         wanted = ", ".join(get_args(Form))
-        raise ModelError("no such form", where="to", found=repr(to), wanted=wanted, remedy=did_you_mean(to, get_args(Form)))
+        raise ModelError(
+            "no such form", where="to", found=repr(to), wanted=wanted, remedy=did_you_mean(to, get_args(Form))
+        )
     about: dict[str, Any] = {}
     if not isinstance(student, nn.Module):
         about = read_student(student)
@@ -92,9 +94,9 @@ def export(
         expected = logits_of(call_model(student, inputs), logits)
         again = _WRITERS[to](student, inputs, logits, Path(folder), about)
         differences = [_difference(again(inputs), expected)]
-        if to == "onnx":  # whether the batch is free shows only on another one
-            wider = map_tensors(inputs, lambda t: torch.cat([t, t[:1]]))
-            differences.append(_difference(again(wider), logits_of(call_model(student, wider), logits)))
+        if to == "onnx":  # whether the batch is free shows only on others
+            for other in (map_tensors(inputs, lambda t: torch.cat([t, t[:1]])), map_tensors(inputs, lambda t: t[:1])):
+                differences.append(_difference(again(other), logits_of(call_model(student, other), logits)))
         worst = max(differences)
         if not worst <= tolerance:
             raise ModelError(
@@ -117,104 +119,6 @@ def export(
     }
 
 
-def read_student(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What ``student.json`` in a run's folder, its ``student/`` or an export says.
-
-    Raises:
-        ModelError: There is none, or it is damaged.
-    """
-    file = _student_folder(folder) / "student.json"
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"this file is damaged: {error}", where=str(file)) from error
-    if not isinstance(about, dict) or not isinstance(about.get("model"), (str, type(None))):
-        raise ModelError("this file describes no student", where=str(file), wanted="a mapping with 'model'")
-    return about
-
-
-def load_student(folder: str | os.PathLike[str]) -> nn.Module:
-    """The student of a run's folder, its ``student/`` or an export, built again and with its weights.
-
-    Raises:
-        ModelError: There is none, it cannot be built from its description, or the weights do not fit.
-
-    Example:
-        >>> from limbeck.models import create
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> save_student(create("mlp_8", image_size=4), folder.name, model="mlp_8", options={"image_size": 4})
-        >>> load_student(folder.name)(torch.zeros(2, 3, 4, 4)).shape
-        torch.Size([2, 10])
-    """
-    about, place = read_student(folder), _student_folder(folder)
-    if about.get("model") is None:
-        raise ModelError(
-            "it is not said how to build this student",
-            where=str(place / "student.json"),
-            remedy=f"build it yourself and call load_weights(model, {str(place)!r})",
-        )
-    model = load_model(about["model"], auto=about.get("auto"), pretrained=about.get("pretrained"), **about.get("options", {}))
-    load_weights(model, place / "model.safetensors")
-    return model
-
-
-def save_student(
-    student: nn.Module,
-    folder: str | os.PathLike[str],
-    *,
-    model: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    **about: Any,
-) -> None:
-    """Write a student's weights and how to build it: ``model.safetensors`` and ``student.json``.
-
-    Args:
-        student: The trained model.
-        folder: Where; made if need be.
-        model: Its name for ``load_model``; ``None`` where it was made by hand.
-        options: Of ``load_model`` beside it.
-        about: More that ``student.json`` should hold, such as ``auto``, ``logits``, or ``inputs`` as ``describe_inputs``
-            gives them.
-    """
-    folder = Path(folder)
-    save_weights(student, folder / "model.safetensors")
-    _write_json(folder / "student.json", {"model": model, "options": dict(options or {}), **about})
-
-
-def describe_inputs(inputs: Any) -> Any:
-    """Shapes and dtypes of inputs as plain values, from which ``example_inputs`` makes inputs again.
-
-    >>> describe_inputs({"input_ids": torch.zeros(2, 7, dtype=torch.long)})
-    {'input_ids': {'shape': [2, 7], 'dtype': 'int64'}}
-    """
-    if isinstance(inputs, Tensor):
-        return {"shape": list(inputs.shape), "dtype": str(inputs.dtype).removeprefix("torch.")}
-    if isinstance(inputs, Mapping):
-        return {str(name): describe_inputs(value) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return [describe_inputs(value) for value in inputs]
-    return None
-
-
-def example_inputs(description: Any) -> Any:
-    """Inputs of the shapes described: noise for numbers, ones for whole numbers and masks.
-
-    >>> example_inputs({"shape": [2, 3], "dtype": "float32"}).shape
-    torch.Size([2, 3])
-    """
-    if isinstance(description, list):
-        return tuple(example_inputs(value) for value in description)
-    if not isinstance(description, dict):
-        raise ModelError("these inputs cannot be made up", where="example", remedy="give example=inputs of some samples")
-    if set(description) != {"shape", "dtype"}:
-        return {name: example_inputs(value) for name, value in description.items()}
-    dtype = getattr(torch, description["dtype"])
-    if not dtype.is_floating_point:
-        return torch.ones(description["shape"], dtype=dtype)
-    noise = torch.randn(description["shape"], generator=torch.Generator().manual_seed(0))
-    return noise.to(dtype)
-
-
 def _inputs(example: Any, about: dict[str, Any], student: nn.Module) -> Any:
     inputs = example.inputs if isinstance(example, Batch) else example
     if inputs is None and about.get("inputs") is not None:
@@ -234,15 +138,6 @@ def _rows(inputs: Any) -> int | None:
     return sizes[0] if sizes else None
 
 
-def _student_folder(folder: str | os.PathLike[str]) -> Path:
-    for place in (Path(folder), Path(folder) / "student"):
-        if (place / "student.json").is_file():
-            return place
-    raise ModelError(
-        "no student is here", where=str(folder), wanted="a run's folder, or a folder with student.json", remedy="check the path"
-    )
-
-
 def _difference(found: Tensor, expected: Tensor) -> float:
     if found.shape != expected.shape:
         return float("inf")
@@ -258,19 +153,11 @@ def _move(source: Path, target: Path) -> dict[str, int]:
         name = file.relative_to(source)
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
+        file.chmod(file.stat().st_mode | 0o044)  # some writers shut others out
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         sizes[str(name)] = file.stat().st_size
         os.replace(file, target / name)
     return sizes
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 Again = Callable[[Any], Tensor]
@@ -289,8 +176,6 @@ def _to_safetensors(student: nn.Module, inputs: Any, logits: str | None, folder:
 
 
 def _blank(student: nn.Module) -> nn.Module:
-    import copy
-
     twin = copy.deepcopy(student)
     for tensor in twin.state_dict().values():
         tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.zero_()
@@ -306,9 +191,16 @@ def _to_transformers(student: nn.Module, inputs: Any, logits: str | None, folder
             found=f"a student of class {type(student).__name__}",
             remedy="export to safetensors or onnx",
         )
-    with _quiet():
-        student.save_pretrained(folder)
-        again = type(student).from_pretrained(folder, local_files_only=True).to(student.device).eval()
+    said = transformers.utils.logging
+    bar = said.is_progress_bar_enabled()
+    said.disable_progress_bar()
+    try:
+        with _quiet():
+            student.save_pretrained(folder)
+            again = type(student).from_pretrained(folder, local_files_only=True).to(student.device).eval()
+    finally:
+        if bar:
+            said.enable_progress_bar()
     return lambda inputs: logits_of(call_model(again, inputs), logits)
 
 
@@ -329,7 +221,13 @@ def _to_onnx(student: nn.Module, inputs: Any, logits: str | None, folder: Path, 
     for package in ("onnx", "onnxscript"):
         _optional(package, "export")
     runtime = _optional("onnxruntime", "export")
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs) if isinstance(inputs, tuple) else [inputs]
+    values = (
+        list(inputs.values())
+        if isinstance(inputs, Mapping)
+        else list(inputs)
+        if isinstance(inputs, tuple)
+        else [inputs]
+    )
     names = list(inputs) if isinstance(inputs, Mapping) else [f"input_{i}" for i in range(len(values))]
     names = names if len(values) > 1 or isinstance(inputs, Mapping) else ["inputs"]
     if not all(isinstance(v, Tensor) for v in values):
@@ -361,11 +259,13 @@ def _to_onnx(student: nn.Module, inputs: Any, logits: str | None, folder: Path, 
             found=type(student).__name__,
             remedy="see torch.export's notes on control flow that depends on values",
         ) from error
-    _write_json(folder / "student.json", about)
+    write_json(folder / "student.json", about)
     taken = {i.name for i in session.get_inputs()}  # an input that changes nothing is dropped
 
     def again(inputs: Any) -> Tensor:
-        given = list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else [inputs]
+        given = (
+            list(inputs.values()) if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else [inputs]
+        )
         fed = {name: v.cpu().numpy() for name, v in zip(names, given, strict=True) if name in taken}
         return torch.from_numpy(session.run(["logits"], fed)[0])
 
@@ -373,9 +273,9 @@ def _to_onnx(student: nn.Module, inputs: Any, logits: str | None, folder: Path, 
 
 
 def _free(value: Tensor) -> dict[int, Any]:
-    """Which sizes of an input may change: the batch's must, and the tokens' of ``[B, T]`` whole numbers where it can."""
+    """Which sizes of an input may change: the batch's, and the number of tokens of ``[B, T]`` integers where it can."""
     tokens = value.ndim == 2 and not value.is_floating_point()
-    return {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.AUTO} if tokens else {})}
+    return {0: torch.export.Dim("batch"), **({1: torch.export.Dim.AUTO} if tokens else {})}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -392,7 +292,9 @@ _WRITERS = {"safetensors": _to_safetensors, "onnx": _to_onnx, "transformers": _t
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters tell at length what does not concern the user; what matters is checked on their output."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "transformers")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "transformers")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
