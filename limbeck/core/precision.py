@@ -1,4 +1,4 @@
-"""The precision a loss or measure is computed in: float32 at least, also under autocast."""
+"""The precision a loss is computed in."""
 
 from __future__ import annotations
 
@@ -11,16 +11,6 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in one floating dtype: the widest among them, and float32 at least.
-
-    >>> [t.dtype for t in upcast(torch.ones(1, dtype=torch.half), torch.ones(1, dtype=torch.bfloat16))]
-    [torch.float32, torch.float32]
-    """
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
-    return tuple(t.to(dtype) for t in tensors)
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
