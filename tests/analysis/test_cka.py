@@ -25,8 +25,10 @@ def hsic(K: np.ndarray, L: np.ndarray) -> float:
 
 def formula(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     grams = [(x @ x.T, y @ y.T) for x, y in pairs]
-    cross, first, second = (np.mean([hsic(*f(K, L)) for K, L in grams]) for f in (
-        lambda K, L: (K, L), lambda K, L: (K, K), lambda K, L: (L, L)))
+    cross, first, second = (
+        np.mean([hsic(*f(K, L)) for K, L in grams])
+        for f in (lambda K, L: (K, L), lambda K, L: (K, K), lambda K, L: (L, L))
+    )
     return float(cross / (math.sqrt(first) * math.sqrt(second)))
 
 
