@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import DataError
+from limbeck.core.reduction import fit_mask
 
 Unit = Literal["samples", "positions", "labels"]
 
@@ -65,9 +66,7 @@ class Batch:
         if labels.is_floating_point():
             return self.count("positions")
         valid = labels >= 0
-        if self.mask is not None and self.mask.shape == valid.shape:
-            valid = valid & self.mask
-        return valid.sum()
+        return valid.sum() if self.mask is None else (valid & fit_mask(self.mask, valid)).sum()
 
     def share(self, unit: Unit) -> Tensor | float:
         """This batch's part of the step, ``count / total``: turns a mean over it into its part of the step's mean."""
