@@ -50,47 +50,47 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    epochs: int | None = Field(10, ge=1, description="passes through the data; or say steps")
-    steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs")
+    epochs: int | None = Field(default=10, ge=1, description="passes through the data; or say steps")
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps, instead of epochs")
 
     optimizer: Annotated[str, AfterValidator(_known)] = Field(
-        "sgd", description="a class of torch.optim by name, or package.module:Class"
+        default="sgd", description="a class of torch.optim by name, or package.module:Class"
     )
-    lr: float = Field(0.05, gt=0, description="learning rate")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    lr: float = Field(default=0.05, gt=0, description="learning rate")
+    weight_decay: float = Field(default=5e-4, ge=0, description="weight decay")
     decay: Literal["weights", "all"] = Field(
-        "weights", description="what decays: weights of two or more dimensions, or biases and norms too"
+        default="weights", description="what decays: weights of two or more dimensions, or biases and norms too"
     )
     optimizer_options: dict[str, Any] = Field(
         default_factory=dict, description="more options of the optimizer; sgd has momentum 0.9 unless this says else"
     )
     schedule: Annotated[Any, BeforeValidator(_schedule)] = Field(
-        "cosine",
-        description="of the learning rate: constant, cosine, linear, step, {name: {option: value}} in parts of lr, or a "
-        "class of torch.optim.lr_scheduler by name or package.module:Class, which counts in steps",
+        default="cosine",
+        description="of the learning rate: constant, cosine, linear, step, {name: {option: value}} in parts of lr, or "
+        "a class of torch.optim.lr_scheduler by name or package.module:Class, which counts in steps",
     )
     schedule_options: dict[str, Any] = Field(default_factory=dict, description="options of a scheduler class")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which lr rises from 0")
-    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    accumulate: int = Field(1, ge=1, description="micro-batches that each process cuts its share of a step into")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps over which lr rises from 0")
+    clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    accumulate: int = Field(default=1, ge=1, description="micro-batches a process cuts its share of a step into")
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of matrix products; weights stay fp32")
-    device: Literal["auto", "cpu"] = Field("auto", description="auto: an accelerator where there is one")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="compile the step; auto: where it pays")
-    channels_last: bool = Field(False, description="images with their channels innermost")
-    deterministic: bool = Field(False, description="only operations whose results repeat on accelerators too; slower")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of products; weights stay fp32")
+    device: Literal["auto", "cpu"] = Field(default="auto", description="auto: an accelerator where there is one")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="compile the step; auto: where it pays")
+    channels_last: bool = Field(default=False, description="images with their channels innermost")
+    deterministic: bool = Field(default=False, description="only operations that repeat on accelerators too; slower")
 
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights; they are what is kept")
-    validate_epochs: int = Field(1, ge=1, description="epochs between validations")
-    validate_steps: int | None = Field(None, ge=1, description="steps between validations, instead of epochs")
-    monitor: Monitor = Field("accuracy", description="what validation judges by; total is the stage's own loss")
-    patience: int | None = Field(None, ge=1, description="stop after this many validations without a better one")
-    select: Literal["last", "best"] = Field("last", description="which weights the stage ends with")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights; they are what is kept")
+    validate_epochs: int = Field(default=1, ge=1, description="epochs between validations")
+    validate_steps: int | None = Field(default=None, ge=1, description="steps between validations, instead of epochs")
+    monitor: Monitor = Field(default="accuracy", description="what validation judges by; total is the stage's own loss")
+    patience: int | None = Field(default=None, ge=1, description="validations without a better one before it stops")
+    select: Literal["last", "best"] = Field(default="last", description="which weights the stage ends with")
 
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints")
-    checkpoint_minutes: float | None = Field(10.0, ge=0, description="minutes between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept, beside the best")
+    log_every: int = Field(default=50, ge=1, description="steps between lines of metrics.jsonl")
+    checkpoint_every: int | None = Field(default=None, ge=1, description="steps between checkpoints")
+    checkpoint_minutes: float | None = Field(default=10.0, ge=0, description="minutes between checkpoints")
+    keep: int = Field(default=2, ge=1, description="newest checkpoints kept, beside the best")
     trackers: list[str] = Field(default_factory=list, description="of accelerate: tensorboard, wandb, mlflow ...")
 
     @model_validator(mode="before")

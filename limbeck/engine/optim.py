@@ -76,10 +76,11 @@ def build_optimizer(
         ConfigError: An option is not known or not allowed.
 
     >>> layer = nn.Linear(3, 2)
-    >>> [len(g["params"]) for g in build_optimizer("sgd", layer.named_parameters(), lr=0.1, weight_decay=1e-4).param_groups]
-    [1, 1]
+    >>> sgd = build_optimizer("sgd", layer.named_parameters(), lr=0.1, weight_decay=1e-4)
+    >>> [(len(g["params"]), g["weight_decay"]) for g in sgd.param_groups]
+    [(1, 0.0001), (1, 0.0)]
     """
-    cls = optimizer_class(name)
+    cls: Any = optimizer_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in _OWN]
     settings = {**_PRESETS.get(name.lower(), {}), **(options or {})}
     for option in settings:

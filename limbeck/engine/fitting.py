@@ -1,0 +1,215 @@
+"""Train a student: stages, epochs, steps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from limbeck.core.distiller import Distiller
+from limbeck.core.errors import ConfigError, DataError
+from limbeck.core.objective import DataInfo
+from limbeck.core.teacher import FrozenTeacher
+from limbeck.data.build import as_loader
+from limbeck.engine.compiling import check_compiler, forget_compiled, should_compile
+from limbeck.engine.config import SHARED, TrainConfig
+from limbeck.engine.device import deterministic, is_distributed, make_accelerator
+from limbeck.engine.freezing import freeze_unused, learning, train_mode
+from limbeck.engine.run import Run
+from limbeck.engine.state import seed_everything
+from limbeck.engine.step import Step
+
+EXAMPLE = 4  # samples of the dry run that sizes projectors
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with its own losses and settings.
+
+    Args:
+        name: Its name in logs and messages.
+        distiller: Student, losses and teacher; all stages of a run share one student. It is set up when the stage
+            begins.
+        config: How it trains.
+        learn: Patterns over the student's parameter names: what trains here; the rest is frozen.
+    """
+
+    name: str
+    distiller: Distiller
+    config: TrainConfig = field(default_factory=TrainConfig)
+    learn: tuple[str, ...] = ("*",)
+
+
+@dataclass
+class Fit:
+    """What training came to.
+
+    Args:
+        student: The trained model: the one that was given, in evaluation mode.
+        history: The lines of ``metrics.jsonl``.
+        validation: What the last validation said.
+        best: The best validation of the last stage that had one: metric, value and step.
+        steps: Optimizer steps over all stages.
+        seconds: How long it took, time before a resume counted in.
+    """
+
+    student: nn.Module
+    history: list[dict[str, Any]]
+    validation: dict[str, Any] | None
+    best: dict[str, Any] | None
+    steps: int
+    seconds: float
+
+
+def fit(
+    stages: Sequence[Stage],
+    train: Any,
+    validation: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Fit:
+    """Train a student through one or more stages.
+
+    Every rank calls it alike; ranks come from ``accelerate launch`` or ``torchrun``. The same seed gives the same
+    weights, on a CPU bit for bit, also over a kill and a resume.
+
+    Args:
+        stages: In order.
+        train: A loader of ``limbeck.data``, or anything ``limbeck.data.as_loader`` takes.
+        validation: The same, to judge by; ``None`` judges nothing.
+        out: Folder for metrics, checkpoints and the student; ``None`` keeps everything in memory.
+        resume: Go on from the newest whole checkpoint in ``out``; from the beginning where there is none yet.
+        seed: Of everything random in training; the data have their own.
+        quiet: Show no progress bar.
+
+    Raises:
+        ConfigError: Stages, settings or folder cannot be used.
+        CheckpointError: No checkpoint is whole, or it is of another run.
+        TrainingError: A loss or gradient is not finite, or memory ran out; checkpoints stay.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
+
+    >>> from limbeck.objectives import KD, CrossEntropy
+    >>> inputs = torch.randn(64, 4); labels = (inputs[:, 0] > 0).long()
+    >>> distiller = Distiller(nn.Linear(4, 2), CrossEntropy() + KD(), nn.Linear(4, 2))
+    >>> train = as_loader((inputs, labels), batch_size=16, train=True)
+    >>> fit([Stage("kd", distiller, TrainConfig(epochs=2))], train, quiet=True).steps
+    8
+    """
+    stages = list(stages)
+    out = Path(out) if out is not None else None
+    _check(stages, validation, out, resume)
+    accelerator = make_accelerator(stages[0].config, out)
+    train = as_loader(train, train=True)
+    validation = None if validation is None else as_loader(validation)
+    run = Run(stages, train, validation, accelerator, out, seed, quiet)
+    with deterministic(stages[0].config.deterministic), run.open(resume):
+        while run.number < len(stages):
+            _learn(run)
+    run.student.eval()
+    return Fit(run.student, run.journal.lines, run.scores, run.best, run.steps, run.journal.elapsed())
+
+
+def _learn(run: Run) -> None:
+    """One stage, from its first step or from where its checkpoint stands."""
+    stage, config, accelerator = run.stage, run.stage.config, run.accelerator
+    total = config.total_steps(run.train.steps_per_epoch)
+    with _set_up(run, stage) as distiller, learning(distiller, stage.learn):
+        model = _wrap(run, distiller, total)
+        step = Step(accelerator, distiller, model, config, total)
+        seed_everything(run.seed, run.number, run.rank)
+        place = run.begin(step)
+        train_mode(distiller)
+        while place.step < total and not place.ended:
+            epoch = run.train.epoch(
+                place.epoch, start_step=place.epoch_step, rank=run.rank, world=run.world, parts=config.accumulate
+            )
+            for parts in epoch:
+                step(parts, place.step)
+                place.step += 1
+                place.epoch_step += 1
+                run.after_step()
+                if place.step == total or place.ended:
+                    break
+            else:
+                if place.epoch_step == 0:
+                    raise DataError("an epoch gave no batch", where="data", found=f"epoch {place.epoch}")
+                place.epoch, place.epoch_step = place.epoch + 1, 0
+                run.after_epoch()
+        run.finish_stage()
+
+
+@contextlib.contextmanager
+def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
+    """The stage's distiller on its device, its helpers sized and drawn from (seed, stage).
+
+    Afterwards the student is plain: no hooks, no gradients, nothing of accelerate's or the compiler's.
+    """
+    distiller, device = stage.distiller, run.device
+    distiller.to(device)
+    if stage.config.channels_last:
+        distiller.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(distiller.teacher, FrozenTeacher):
+            distiller.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seed_everything(run.seed, run.number)
+    data = DataInfo(run.train.samples, run.train.labels, run.train.classes)
+    try:
+        yield distiller.setup(run.train.example(EXAMPLE).to(device), data).to(device)
+    finally:
+        if distiller._compiled_call_impl is not None:
+            forget_compiled(distiller)
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):  # accelerate's autocast around it
+            distiller.__dict__.pop(name, None)
+        distiller.zero_grad(set_to_none=True)
+        distiller.close()
+        run.accelerator.free_memory()
+
+
+def _wrap(run: Run, distiller: Distiller, total: int) -> nn.Module:
+    """The distiller as it is called: compiled where that pays, in DDP where there are ranks."""
+    accelerator = run.accelerator
+    if should_compile(run.stage.config.compile, device=run.device.type, steps=total):
+        check_compiler(run.device.type)
+        distiller.compile(dynamic=False)
+    if not is_distributed(accelerator):
+        return distiller
+    freeze_unused(distiller, run.train.example(EXAMPLE).to(run.device))
+    several = len(set(distiller.turns)) > 1  # what one turn does not use, another does
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=several)
+    return accelerator.prepare_model(distiller)
+
+
+def _check(stages: list[Stage], validation: Any, out: Path | None, resume: bool) -> None:
+    if not stages:
+        raise ConfigError("there is no stage to train", where="stages")
+    names = [s.name for s in stages]
+    if len(set(names)) != len(names):
+        raise ConfigError("stages need different names", where="stages", found=", ".join(names))
+    if any(s.distiller.student is not stages[0].distiller.student for s in stages):
+        raise ConfigError(
+            "all stages of a run train one student", where="stages", remedy="call fit once for each student"
+        )
+    for stage in stages[1:]:
+        for field_name in SHARED:
+            own, first = getattr(stage.config, field_name), getattr(stages[0].config, field_name)
+            if own != first:
+                raise ConfigError(
+                    "this setting belongs to the whole run, so all stages must say the same",
+                    where=f"stage {stage.name!r}: {field_name}",
+                    found=own,
+                    wanted=first,
+                )
+    for stage in stages:
+        if validation is None and (stage.config.patience is not None or stage.config.select == "best"):
+            setting = "patience" if stage.config.patience is not None else "select: best"
+            raise ConfigError(f"{setting} needs validation data", where="validation", found="none")
+    if resume and out is None:
+        raise ConfigError("there is nothing to resume from", where="out", found="none", remedy="give the run's folder")
