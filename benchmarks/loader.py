@@ -37,9 +37,9 @@ class PerSample(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        top, left, flip = torch.randint(0, 9, (3,)).tolist()
+        top, left = torch.randint(0, 9, (2,)).tolist()
         image = F.pad(self.images[index], (4, 4, 4, 4))[:, top : top + 32, left : left + 32]
-        if flip < 4.5:
+        if torch.rand(()) < 0.5:
             image = image.flip(-1)
         return (image / 255 - MEAN) / STD, self.labels[index]
 

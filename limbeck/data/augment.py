@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.errors import ConfigError, DataError, did_you_mean
-from limbeck.data.hashing import below, draw_bits, key
+from limbeck.data.hashing import below, draw_bits, key, key_tensor
 from limbeck.data.mixing import Cutmix, Mixing, Mixup
 from limbeck.data.normalise import Normalisation, normalisation
 from limbeck.data.transforms import Cutout, Flip, Geometric, Masking, PadCrop, Transform
@@ -123,6 +123,9 @@ class Augment:
         self.normalise = None if normalise is None else normalisation(normalise)
         self.seed, self.samples, self.classes = seed, samples, classes
         self.mixes = [slot for slot, t in enumerate(self.transforms) if isinstance(t, Mixing)]
+        ends = list(accumulate((t.draws for t in self.transforms), initial=0))
+        self._draws = [slice(a, b) for a, b in pairwise(ends)]
+        self._kept: tuple[int, torch.device, Tensor] | None = None
         if self.mixes and not samples:
             raise DataError(
                 "mixing needs a set of known size",
@@ -161,9 +164,12 @@ class Augment:
     def reads(self, index: Tensor, epoch: int) -> Tensor:
         """Samples whose pixels enter the views of ``index [B]``: ``[2**mixes, B]``, the first row ``index`` itself."""
         rows = index.view(1, -1)
+        if self.mixes:
+            keys = self._keys(epoch, rows.device)
         for slot in reversed(self.mixes):
             assert self.samples is not None
-            partners = below(draw_bits(self._key(epoch, slot), rows, 1)[..., 0], self.samples)
+            first = self._draws[slot].start
+            partners = below(draw_bits(keys[first : first + 1], rows)[..., 0], self.samples)
             rows = torch.cat([rows, partners])
         return rows
 
@@ -185,26 +191,25 @@ class Augment:
         if self.mixes and labels is not None and not labels.is_floating_point():
             assert self.classes is not None
             labels = (labels.unsqueeze(1) == torch.arange(self.classes, device=labels.device)).float()
+        bits = draw_bits(self._keys(epoch, rows.device), rows.flatten())
         normalised = False
-        for geometric, slots in groupby(
-            range(len(self.transforms)), lambda s: isinstance(self.transforms[s], Geometric)
-        ):
-            if geometric:
-                images = self._move(images, rows, epoch, list(slots))
+        for moves, slots in groupby(range(len(self.transforms)), lambda s: isinstance(self.transforms[s], Geometric)):
+            if moves:
+                images = self._move(images, bits, list(slots))
                 continue
             if not normalised:
                 images, normalised = self.finish(images), True
             for slot in slots:
-                transform, bits = self.transforms[slot], self._bits(rows, epoch, slot)
+                transform, drawn = self.transforms[slot], bits[:, self._draws[slot]]
                 if isinstance(transform, Mixing):
                     half = len(images) // 2
-                    images, share = transform(images[:half], images[half:], bits[:half])
-                    rows = rows[: len(rows) // 2]
+                    images, share = transform(images[:half], images[half:], drawn[:half])
+                    bits = bits[:half]
                     if labels is not None:
                         share = share.unsqueeze(1)
                         labels = labels[:half] * share + labels[half:] * (1 - share)
                 elif isinstance(transform, Masking):
-                    images = transform(images, bits)
+                    images = transform(images, drawn)
         return (images if normalised else self.finish(images)), labels
 
     def finish(self, images: Tensor) -> Tensor:
@@ -213,13 +218,15 @@ class Augment:
             return self.normalise(images)
         return Normalisation()(images) if images.dtype == torch.uint8 else images
 
-    def _key(self, epoch: int, slot: int) -> int:
-        return key(_VIEWS, self.seed, epoch, slot)
+    def _keys(self, epoch: int, device: torch.device) -> Tensor:
+        """A key for each random word of the chain; those of the last epoch are kept."""
+        if self._kept is None or self._kept[:2] != (epoch, device):
+            places = [(slot, draw) for slot, t in enumerate(self.transforms) for draw in range(t.draws)]
+            keys = key_tensor([key(_VIEWS, self.seed, epoch, *place) for place in places], device)
+            self._kept = (epoch, device, keys)
+        return self._kept[2]
 
-    def _bits(self, rows: Tensor, epoch: int, slot: int) -> Tensor:
-        return draw_bits(self._key(epoch, slot), rows.flatten(), self.transforms[slot].draws)
-
-    def _move(self, images: Tensor, rows: Tensor, epoch: int, slots: list[int]) -> Tensor:
+    def _move(self, images: Tensor, bits: Tensor, slots: list[int]) -> Tensor:
         """Apply neighbouring geometric transforms by one gather.
 
         From the last to the first, each says where its output reads from; what falls outside of the image at any of
@@ -232,11 +239,11 @@ class Augment:
         for slot in reversed(slots):
             transform = self.transforms[slot]
             assert isinstance(transform, Geometric)
-            row, column = transform.coordinates(row, column, (height, width), self._bits(rows, epoch, slot))
+            row, column = transform.coordinates(row, column, (height, width), bits[:, self._draws[slot]])
             row_out = row_out | (row < 0) | (row >= height)
             column_out = column_out | (column < 0) | (column >= width)
         row, column = row.masked_fill(row_out, height), column.masked_fill(column_out, width)
-        places = (row.unsqueeze(2) * (width + 1) + column.unsqueeze(1)).view(count, 1, -1).expand(-1, channels, -1)
+        places = ((row * (width + 1)).unsqueeze(2) + column.unsqueeze(1)).view(count, 1, -1).expand(-1, channels, -1)
         padded = F.pad(images, (0, 1, 0, 1)).flatten(2)
         return padded.gather(2, places).view(images.shape)
 

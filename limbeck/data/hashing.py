@@ -10,6 +10,8 @@ made from it have 24 bits, which float32 holds exactly: CPU and CUDA give the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,20 +41,25 @@ def key(*counters: int) -> int:
     return state
 
 
-def draw_bits(key: int, index: Tensor, draws: int) -> Tensor:
-    """64 random bits for each draw of each sample.
+def key_tensor(keys: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Keys as :func:`draw_bits` takes them."""
+    return torch.tensor([_signed(k) for k in keys], dtype=torch.long, device=device)
+
+
+def draw_bits(keys: Tensor, index: Tensor) -> Tensor:
+    """64 random bits for each sample and key: samples count along a Weyl sequence, which each key starts elsewhere.
 
     Args:
-        key: From :func:`key`.
+        keys: ``[D]`` from :func:`key_tensor`, one for each draw.
         index: ``[*]`` integers, the samples.
-        draws: How many for each sample.
 
     Returns:
-        ``[*, draws]`` int64, all 64 bits random.
+        ``[*, D]`` int64, all 64 bits random.
     """
-    state = _mix(index.long() * _GAMMA_S + _signed(key))
-    steps = torch.arange(1, draws + 1, device=index.device) * _GAMMA_S
-    return _mix(state.unsqueeze(-1) + steps)
+    state = index.long().unsqueeze(-1) * _GAMMA_S + keys
+    state = (state ^ _shift(state, 30)) * _FIRST_S
+    state = (state ^ _shift(state, 27)) * _SECOND_S
+    return state ^ _shift(state, 31)
 
 
 def uniform(bits: Tensor) -> Tensor:
@@ -63,12 +70,6 @@ def uniform(bits: Tensor) -> Tensor:
 def below(bits: Tensor, limit: int) -> Tensor:
     """Random bits as integers in ``0 .. limit - 1``, each as likely as the others but for ``limit / 2**32``."""
     return _shift(bits, 32) * limit >> 32
-
-
-def _mix(state: Tensor) -> Tensor:
-    state = (state ^ _shift(state, 30)) * _FIRST_S
-    state = (state ^ _shift(state, 27)) * _SECOND_S
-    return state ^ _shift(state, 31)
 
 
 def _shift(bits: Tensor, count: int) -> Tensor:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from limbeck.data.hashing import below, uniform
@@ -109,6 +108,8 @@ def beta(bits: Tensor, alpha: float) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _beta_table(alpha: float, device: torch.device) -> Tensor:
+    from scipy.special import betaincinv  # slow to import, and few runs need it
+
     half = 1 << _QUANTILES - 1
     lower = np.round(betaincinv(alpha, alpha, (np.arange(half) + 0.5) / (2 * half)) * 65536) / 65536
     with torch.inference_mode(False):  # kept for later calls, which may need gradients

@@ -42,7 +42,8 @@ class Normalisation:
         One multiplication and one subtraction, each rounded once: the same bits on every device.
         """
         scale, shift = _factors(self, images.dtype == torch.uint8, images.device)
-        return images.float().mul(scale).sub_(shift)
+        floats = images.float() if images.dtype != torch.float32 else images.clone()
+        return floats.mul_(scale).sub_(shift)
 
     def check(self, channels: int, where: str = "normalise") -> None:
         """Raise where the statistics are not for this number of channels."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import ConfigError
-from limbeck.data.hashing import draw_bits, key
+from limbeck.data.hashing import draw_bits, key, key_tensor
 
 _ORDER, _SPLIT = 2, 3  # keep the draws of orders and of held-out samples apart from those of views
 
@@ -19,7 +19,11 @@ def epoch_order(samples: int, seed: int, epoch: int, device: torch.device | str 
 
     No generator is asked, so the order is the same on every device, rank and version of PyTorch.
     """
-    bits = draw_bits(key(_ORDER, seed, epoch), torch.arange(samples, device=device), 1)
+    return _shuffled(samples, key(_ORDER, seed, epoch), device)
+
+
+def _shuffled(samples: int, key: int, device: torch.device | str = "cpu") -> Tensor:
+    bits = draw_bits(key_tensor([key], device), torch.arange(samples, device=device))
     return bits.squeeze(1).argsort(stable=True)
 
 
@@ -89,7 +93,7 @@ def hold_out(labels: Tensor | int, fraction: float, seed: int = 0) -> tuple[Tens
             found=f"fraction {fraction} of {count} samples",
             wanted="a fraction between 0 and 1 of at least 2 samples",
         )
-    shuffled = draw_bits(key(_SPLIT, seed), torch.arange(count), 1).squeeze(1).argsort(stable=True)
+    shuffled = _shuffled(count, key(_SPLIT, seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     _, sizes = labels[by_class].unique_consecutive(return_counts=True)
     place = torch.arange(count) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)

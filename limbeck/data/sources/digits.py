@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 
 from limbeck.data.order import hold_out
 from limbeck.data.sources.source import DataSource
@@ -28,6 +27,8 @@ def digits(*, seed: int = 0) -> DataSource:
         >>> source.samples
         {'train': 1259, 'validation': 179, 'test': 359}
     """
+    from sklearn.datasets import load_digits  # slow to import, and other sources do without it
+
     data = load_digits()
     images = torch.from_numpy(data.images).mul(255 / 16).round().byte().unsqueeze(1)
     labels = torch.from_numpy(data.target).long()

@@ -107,10 +107,11 @@ def _split(part: Any, name: str, image: str | None, label: str, mode: str, size:
             wanted=repr(label),
             remedy=did_you_mean(label, part.column_names) or "name the column of classes with label",
         )
+    feature = part.features[label]
+    if not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
+        raise DataError("labels must be integers", where=f"{name}, column {label!r}", found=feature)
     values = np.asarray(part.select_columns([label]).with_format("numpy")[:][label])
-    if values.dtype.kind not in "iu":
-        raise DataError("labels must be integers", where=f"{name}, column {label!r}", found=values.dtype)
-    names = getattr(part.features[label], "names", None)
+    names = getattr(feature, "names", None)
     return ImageSplit(
         HubImages(part.cast_column(column, datasets.Image(decode=False)), column, name),
         torch.arange(len(part)),
