@@ -66,7 +66,9 @@ class Batch:
         if labels.is_floating_point():
             return self.count("positions")
         valid = labels >= 0
-        return valid.sum() if self.mask is None else (valid & fit_mask(self.mask, valid)).sum()
+        if self.mask is not None and self.mask.ndim <= valid.ndim:  # else the mask is of places inside a sample
+            valid = valid & fit_mask(self.mask, valid)
+        return valid.sum()
 
     def share(self, unit: Unit) -> Tensor | float:
         """This batch's part of the step, ``count / total``: turns a mean over it into its part of the step's mean."""
