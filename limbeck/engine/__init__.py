@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limbeck.engine.config import TrainConfig
     from limbeck.engine.evaluation import evaluate, evaluate_loss
-    from limbeck.engine.fitting import Fit, Stage, fit
+    from limbeck.engine.fitting import Fit, fit
+    from limbeck.engine.stage import Stage
     from limbeck.engine.stopping import Stopped
 
 __all__ = ["Fit", "Stage", "Stopped", "TrainConfig", "evaluate", "evaluate_loss", "fit"]
 
 _HOMES = {
     "Fit": "fitting",
-    "Stage": "fitting",
+    "Stage": "stage",
     "Stopped": "stopping",
     "TrainConfig": "config",
     "evaluate": "evaluation",

@@ -102,7 +102,8 @@ class Checkpoints:
 
     def point(self, pointer: str, name: str, **facts: Any) -> None:
         """Let ``last.json`` or ``best.json`` name a checkpoint."""
-        write_json(self.root / f"{pointer}.json", {"checkpoint": name, **facts})
+        body = json.loads(json.dumps({"checkpoint": name, **facts}))
+        write_json(self.root / f"{pointer}.json", {**body, "checksum": _checksum(body)})
 
     def names(self) -> list[str]:
         """Folders that claim to be checkpoints, newest first."""
@@ -159,10 +160,11 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def best(self) -> str | None:
-        """The checkpoint that ``best.json`` names."""
+        """The checkpoint that ``best.json`` names; ``None`` where it names none, or is damaged."""
         try:
-            return str(json.loads((self.root / "best.json").read_text())["checkpoint"])
-        except (OSError, ValueError, KeyError, TypeError):
+            body = json.loads((self.root / "best.json").read_bytes())
+            return str(body["checkpoint"]) if body.pop("checksum") == _checksum(body) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def _prune(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,15 @@ from limbeck.core.objective import DataInfo
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.build import as_loader
 from limbeck.engine.compiling import check_compiler, forget_compiled, should_compile
-from limbeck.engine.config import SHARED, TrainConfig
+from limbeck.engine.config import SHARED
 from limbeck.engine.device import deterministic, is_distributed, make_accelerator
-from limbeck.engine.freezing import freeze_unused, learning, train_mode
+from limbeck.engine.freezing import learning, leaves_some_out, reaches, train_mode
 from limbeck.engine.run import Run
+from limbeck.engine.stage import Stage
 from limbeck.engine.state import seed_everything
 from limbeck.engine.step import Step
 
 EXAMPLE = 4  # samples of the dry run that sizes projectors
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a run with its own losses and settings.
-
-    Args:
-        name: Its name in logs and messages.
-        distiller: Student, losses and teacher; all stages of a run share one student. It is set up when the stage
-            begins.
-        config: How it trains.
-        learn: Patterns over the student's parameter names: what trains here; the rest is frozen.
-    """
-
-    name: str
-    distiller: Distiller
-    config: TrainConfig = field(default_factory=TrainConfig)
-    learn: tuple[str, ...] = ("*",)
 
 
 @dataclass
@@ -97,6 +80,7 @@ def fit(
         TrainingError: A loss or gradient is not finite, or memory ran out; checkpoints stay.
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
 
+    >>> from limbeck.engine import TrainConfig
     >>> from limbeck.objectives import KD, CrossEntropy
     >>> inputs = torch.randn(64, 4); labels = (inputs[:, 0] > 0).long()
     >>> distiller = Distiller(nn.Linear(4, 2), CrossEntropy() + KD(), nn.Linear(4, 2))
@@ -122,7 +106,7 @@ def _learn(run: Run) -> None:
     """One stage, from its first step or from where its checkpoint stands."""
     stage, config, accelerator = run.stage, run.stage.config, run.accelerator
     total = config.total_steps(run.train.steps_per_epoch)
-    with _set_up(run, stage) as distiller, learning(distiller, stage.learn):
+    with _set_up(run, stage) as distiller, learning(distiller, stage.learn, _below(run, stage)):
         model = _wrap(run, distiller, total)
         step = Step(accelerator, distiller, model, config, total)
         seed_everything(run.seed, run.number, run.rank)
@@ -173,6 +157,14 @@ def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
         run.accelerator.free_memory()
 
 
+def _below(run: Run, stage: Stage) -> list[str] | None:
+    """The parameters that ``learn_to`` leaves to train."""
+    if stage.learn_to is None:
+        return None
+    student = stage.distiller.student
+    return reaches(student, run.train.example(EXAMPLE).to(run.device).inputs, stage.learn_to)
+
+
 def _wrap(run: Run, distiller: Distiller, total: int) -> nn.Module:
     """The distiller as it is called: compiled where that pays, in DDP where there are ranks."""
     accelerator = run.accelerator
@@ -181,9 +173,8 @@ def _wrap(run: Run, distiller: Distiller, total: int) -> nn.Module:
         distiller.compile(dynamic=False)
     if not is_distributed(accelerator):
         return distiller
-    freeze_unused(distiller, run.train.example(EXAMPLE).to(run.device))
-    several = len(set(distiller.turns)) > 1  # what one turn does not use, another does
-    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=several)
+    search = leaves_some_out(distiller, run.train.example(EXAMPLE).to(run.device))
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=search)
     return accelerator.prepare_model(distiller)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,10 +13,11 @@ from torch import nn
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, did_you_mean
+from limbeck.core.taps import Listener
 
 
 @contextlib.contextmanager
-def learning(distiller: Distiller, learn: Iterable[str]) -> Iterator[None]:
+def learning(distiller: Distiller, learn: Iterable[str], among: Iterable[str] | None = None) -> Iterator[None]:
     """Let only some of the student's parameters train, for as long as this lasts. Objectives' own always train.
 
     What its owner froze stays frozen.
@@ -23,6 +25,7 @@ def learning(distiller: Distiller, learn: Iterable[str]) -> Iterator[None]:
     Args:
         distiller: Set up.
         learn: Patterns over the student's parameter names (``"layer3.*"``).
+        among: Names that may train at all; ``None``: any.
 
     Raises:
         ConfigError: A pattern fits no parameter, or nothing is left to train.
@@ -40,6 +43,8 @@ def learning(distiller: Distiller, learn: Iterable[str]) -> Iterator[None]:
                 remedy=did_you_mean(pattern, named) or f"its first are {', '.join(list(named)[:3])}",
             )
         chosen.update(matching)
+    if among is not None:
+        chosen &= set(among)
     try:
         for name, parameter in named.items():
             parameter.requires_grad_(parameter.requires_grad and name in chosen)
@@ -63,29 +68,43 @@ def train_mode(distiller: nn.Module) -> None:
             module.eval()
 
 
-def freeze_unused(distiller: Distiller, batch: Batch) -> list[str]:
-    """Freeze parameters that no turn's loss depends on, and name them. DDP would wait for their gradients for ever.
+def reaches(student: nn.Module, inputs: Any, tap: str) -> list[str]:
+    """The student's parameters that a tap depends on, told by one backward pass that changes nothing.
 
-    One forward on an example tells; buffers and random states are put back.
+    >>> reaches(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), torch.ones(1, 2), "1")
+    ['0.weight', '0.bias']
     """
-    named = [(n, p) for n, p in distiller.named_parameters() if p.requires_grad]
+    named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
+    listener = Listener(student, [tap], inputs)
+    modes = {m: m.training for m in student.modules()}
+    try:
+        student.eval()
+        found = listener(inputs)[tap]
+        total = sum(v.float().sum() for v in (found if isinstance(found, list) else [found]))
+        gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+    finally:
+        listener.close()
+        for module, training in modes.items():
+            module.training = training
+    return [n for (n, _), g in zip(named, gradients, strict=True) if g is not None]
+
+
+def leaves_some_out(distiller: Distiller, batch: Batch) -> bool:
+    """Whether some trained parameter gets no gradient in some turn; DDP must then look for those in every step.
+
+    One forward and backward on an example tell; buffers and random states are put back.
+    """
+    trained = [p for p in distiller.parameters() if p.requires_grad]
     kept = {n: b.clone() for n, b in distiller.named_buffers()}
-    used: set[str] = set()
-    device = batch_device(distiller)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for turn in dict.fromkeys(distiller.turns):
-            total = distiller.forward(batch, turn).total
-            gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
-            used |= {n for (n, _), g in zip(named, gradients, strict=True) if g is not None}
-    with torch.no_grad():
-        for name, buffer in distiller.named_buffers():
-            buffer.copy_(kept[name])
-    unused = [(n, p) for n, p in named if n not in used]
-    for _, parameter in unused:
-        parameter.requires_grad_(False)
-    return [n for n, _ in unused]
-
-
-def batch_device(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = next(p.device for p in trained)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for turn in dict.fromkeys(distiller.turns):
+                total = distiller.forward(batch, turn).total
+                if any(g is None for g in torch.autograd.grad(total, trained, allow_unused=True)):
+                    return True
+            return False
+    finally:
+        with torch.no_grad():
+            for name, buffer in distiller.named_buffers():
+                buffer.copy_(kept[name])

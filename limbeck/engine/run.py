@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,14 +23,12 @@ from limbeck.engine.identity import describe_distiller, refuse_other
 from limbeck.engine.journal import Journal, environment
 from limbeck.engine.progress import Bar
 from limbeck.engine.snapshot import load_into, pack, unpack
+from limbeck.engine.stage import Stage
 from limbeck.engine.state import pack_random, unpack_random
 from limbeck.engine.step import FETCH_EVERY, Step
 from limbeck.engine.stopping import Stopped, StopRequest
 from limbeck.models.describe import parameters
 from limbeck.models.weights import save_weights
-
-if TYPE_CHECKING:
-    from limbeck.engine.fitting import Stage
 
 
 @dataclass
@@ -123,7 +121,7 @@ class Run:
         """The run, from its folder's state to its last line. Whatever happens, ``run.json`` tells."""
         if self.out is not None:
             own = {"seed": self.seed, "ranks": self.world, "data": self.train.describe()}
-            told = [{"name": s.name, "learn": list(s.learn), "train": s.config.settled()} for s in self.stages]
+            told = [{"name": s.name, "learn": [*s.learn, s.learn_to], "train": s.config.settled()} for s in self.stages]
             losses = [describe_distiller(s.distiller) for s in self.stages]
             self.identity = json.loads(
                 json.dumps({**own, "stages": [{**a, **b} for a, b in zip(told, losses, strict=True)]})

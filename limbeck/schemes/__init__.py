@@ -1,1 +1,17 @@
-"""Who teaches whom and when, one scheme a file."""
+"""Who teaches whom, and when: schemes by name, one a file. A scheme turns models and losses into stages.
+
+This face imports every file of the room, so a new scheme needs no entry.
+"""
+
+import sys
+
+from limbeck.core import catalogue
+from limbeck.schemes.scheme import Scheme, build, options, register, schemes
+
+catalogue.discover(sys.modules[__name__])
+globals().update({cls.__name__: cls for cls in schemes().values()})
+__all__ = ["Scheme", "build", "options", "register", "schemes", *sorted(c.__name__ for c in schemes().values())]
+
+
+def __getattr__(name: str) -> type:
+    raise AttributeError(f"limbeck has no scheme {name!r}; it has {', '.join(schemes())}")

@@ -31,7 +31,7 @@ def mlp(width: int, seed: int) -> nn.Module:
 
 @pytest.fixture
 def distiller() -> Callable[..., Distiller]:
-    def make(loss: object = None, width: int = 8) -> Distiller:
-        return Distiller(mlp(width, 1), loss if loss is not None else CrossEntropy() + 0.5 * KD(), mlp(16, 2))
+    def make(loss: object = None, width: int = 8, teacher: int = 2) -> Distiller:
+        return Distiller(mlp(width, 1), loss if loss is not None else CrossEntropy() + 0.5 * KD(), mlp(16, teacher))
 
     return make
