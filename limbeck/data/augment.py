@@ -1,7 +1,7 @@
 """Views: chains of augmentations that are replayed from (seed, epoch, sample) alone.
 
 Every random choice of a view is a hash of the seed, the epoch, the sample's index and the transform's place in the
-chain (:mod:`limbeck.data.hashing`). So a view does not depend on the batch it is made in, its order, the ranks, the
+chain (:mod:`limbeck.core.hashing`). So a view does not depend on the batch it is made in, its order, the ranks, the
 split into micro-batches or the device, and whoever keeps (seed, epoch, index) can make it again bit for bit.
 
 The partner of a mixed sample is any sample of the set, in the view it has itself at that place of the chain and epoch.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.errors import ConfigError, DataError, did_you_mean
-from limbeck.data.hashing import below, draw_bits, key, key_tensor
+from limbeck.core.hashing import below, draw_bits, key, key_tensor
 from limbeck.data.mixing import Cutmix, Mixing, Mixup
 from limbeck.data.normalise import Normalisation, normalisation
 from limbeck.data.transforms import Cutout, Flip, Geometric, Masking, PadCrop, Transform

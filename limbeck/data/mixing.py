@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.data.hashing import below, uniform
+from limbeck.core.hashing import below, uniform
 from limbeck.data.transforms import Transform, check_number, rectangle
 
 _QUANTILES = 14  # 2**14 quantiles stand for the distribution: its cumulative function is off by at most 2**-15

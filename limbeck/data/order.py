@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import ConfigError
-from limbeck.data.hashing import draw_bits, key, key_tensor
+from limbeck.core.hashing import draw_bits, key, key_tensor
 
 _ORDER, _SPLIT = 2, 3  # keep the draws of orders and of held-out samples apart from those of views
 

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError, LimbeckError
+from limbeck.core.hashing import key
 from limbeck.data.augment import Augment
 from limbeck.data.collate import to_batch
-from limbeck.data.hashing import key
 from limbeck.data.loader import IndexedLoader
 from limbeck.data.randomness import OwnRandomness
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import ConfigError
-from limbeck.data.hashing import below, uniform
+from limbeck.core.hashing import below, uniform
 
 
 class Transform:

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError
+from limbeck.core.hashing import key
 from limbeck.data.augment import Augment, describe_augment
 from limbeck.data.collate import part_of, to_batch
-from limbeck.data.hashing import key
 from limbeck.data.loader import Loader
 from limbeck.data.order import check_place, cut
 from limbeck.data.randomness import OwnRandomness

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from limbeck.core.errors import ConfigError, DataError
+from limbeck.core.hashing import below, draw_bits, key, key_tensor, uniform
 from limbeck.data import (
     Augment,
     Cutmix,
@@ -20,7 +21,6 @@ from limbeck.data import (
     parse_augment,
     views,
 )
-from limbeck.data.hashing import below, draw_bits, key, key_tensor, uniform
 
 CHAIN = ["pad_crop", "flip", {"cutout": {"size": 3}}, "mixup", {"cutmix": {"probability": 0.5}}]
 COUNT = 4000

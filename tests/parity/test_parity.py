@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.objectives.relation.crd import crd_bank_loss, crd_log_z, update_bank
+from limbeck.core.memory import update_bank
+from limbeck.objectives.relation.crd import crd_bank_loss, crd_log_z
 
 HERE = Path(__file__).parent
 WHERE = {"kd": "response", "dkd": "response", "dist": "response", "at": "feature", "fitnets": "feature"}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.memory import NegativeSampler, update_bank
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_floating, check_positive, check_same_shape, reduce, widen
@@ -175,93 +176,6 @@ def crd_log_z(
             scores = scores.masked_fill(~counts.unsqueeze(1), -math.inf)
         sides.append(scores.flatten().logsumexp(dim=0) - number.log() + math.log(len(bank)))
     return torch.stack(sides)
-
-
-@torch.no_grad()
-def update_bank(
-    bank: Tensor, index: Tensor, embedding: Tensor, *, momentum: float = 0.5, mask: Tensor | None = None
-) -> None:
-    r"""Move the rows of these samples towards their new embeddings, in place: :math:`m M_i + (1 - m) a_i`, length 1.
-
-    Args:
-        bank: ``[n, D]``.
-        index: ``[B]`` rows; of a row that comes twice the last is kept.
-        embedding: ``[B, *]``; scaled to length 1 here.
-        momentum: ``m``; 0.5 in the paper's code.
-        mask: ``[B]`` booleans, True where a sample counts; the rows of others stay.
-    """
-    embedding, counts = rows(embedding.to(bank.dtype), mask)
-    if counts is not None:  # not written back as they were: a sample left out may carry the index of one that counts
-        embedding, index = embedding[counts], index[counts]
-    bank.index_copy_(0, index, unit(momentum * bank[index] + (1 - momentum) * unit(embedding)))
-
-
-class NegativeSampler(nn.Module):
-    """Draws the rows of negatives: samples of other classes, or any other sample where classes are unknown.
-
-    A draw is a hash of the seed, the step, the sample and the position in the row. So there is no random state to save,
-    and a sample gets the same negatives on any device, in any batch, on any rank, and after a resume. Rows are drawn
-    with replacement, as noise-contrastive estimation supposes (the authors' loader draws without).
-
-    Args:
-        samples: How many rows the bank has.
-        labels: ``[samples]`` integer classes; a negative label is a class of its own.
-        seed: Of the draws.
-
-    Raises:
-        TensorError: Labels that do not fit, or a sample to which no other can be a negative.
-
-    >>> NegativeSampler(4, labels=torch.tensor([0, 0, 1, 0]))(torch.tensor([1]), number=3, step=0)
-    tensor([[2, 2, 2]])
-    """
-
-    order: Tensor
-    begin: Tensor
-    length: Tensor
-
-    def __init__(self, samples: int, labels: Tensor | None = None, seed: int = 0) -> None:
-        super().__init__()
-        if labels is None:
-            labels = torch.full((samples,), -1)
-        if labels.shape != (samples,) or labels.is_floating_point():
-            found = f"{list(labels.shape)} {labels.dtype}"
-            raise TensorError("not one class a sample", where="labels", found=found, wanted=f"[{samples}] integers")
-        if samples < 2:
-            raise TensorError("no negatives to draw", where="samples", found=samples, wanted="two or more")
-        # Unlabelled samples become classes of their own; then classes lie in runs of `order`.
-        own = labels.long().cpu().clone()
-        own[own < 0] = int(own.max()) + 1 + torch.arange(int((own < 0).sum()))
-        order = own.argsort(stable=True)
-        _, group, sizes = own[order].unique_consecutive(return_inverse=True, return_counts=True)
-        if len(sizes) < 2:
-            raise TensorError("no negatives to draw", where="labels", found="one class", wanted="two classes or more")
-        starts = sizes.cumsum(0) - sizes
-        begin, length = torch.empty(samples, dtype=torch.long), torch.empty(samples, dtype=torch.long)
-        begin[order], length[order] = starts[group], sizes[group]
-        # They follow from labels and seed, so a checkpoint need not hold them.
-        for name, value in (("order", order), ("begin", begin), ("length", length)):
-            self.register_buffer(name, value, persistent=False)
-        self.key = int(_mix(torch.tensor(seed)))
-
-    def forward(self, index: Tensor, number: int, step: int | Tensor) -> Tensor:
-        """``[B, number]`` rows, none of the class of the sample it stands beside."""
-        samples = len(self.order)
-        begin, length = self.begin[index].unsqueeze(1), self.length[index].unsqueeze(1)
-        key = _mix(_mix(torch.as_tensor(step, device=index.device) + self.key) + index)
-        bits = _mix(key.unsqueeze(1) + _GOLDEN * torch.arange(1, number + 1, device=index.device))
-        # The upper 31 bits, scaled to the number of rows outside the class, whose run is then stepped over.
-        position = (((bits >> 33) & 0x7FFFFFFF) * (samples - length)) >> 31
-        return self.order[torch.where(position < begin, position, position + length)]
-
-
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the step of splitmix64, as a signed number
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finalizer of splitmix64: every input bit changes every output bit with probability 1/2."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 def _embeddings(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.core.errors import TensorError
-from limbeck.objectives.relation.crd import NegativeSampler, crd_bank_loss, crd_log_z, crd_loss, update_bank
+from limbeck.core.memory import NegativeSampler, update_bank
+from limbeck.objectives.relation.crd import crd_bank_loss, crd_log_z, crd_loss
 from tests.objectives import reference
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from limbeck.data.hashing import below, draw_bits, key, key_tensor, uniform
+from limbeck.core.hashing import below, draw_bits, key, key_tensor, uniform
 
 GAMMA = 0x9E3779B97F4A7C15
 

@@ -67,7 +67,7 @@ def uniform(bits: Tensor) -> Tensor:
     return _shift(bits, 40).float() * 2.0**-24
 
 
-def below(bits: Tensor, limit: int) -> Tensor:
+def below(bits: Tensor, limit: int | Tensor) -> Tensor:
     """Random bits as integers in ``0 .. limit - 1``, each as likely as the others but for ``limit / 2**32``."""
     return _shift(bits, 32) * limit >> 32
 
