@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import methods, taps
+from limbeck.cli import compare, export, methods, recipes, run, taps
 from limbeck.cli.screen import say
 from limbeck.core.errors import LimbeckError
 
@@ -38,14 +38,25 @@ def _app(
     pass
 
 
-for _command in (methods.methods, methods.show, taps.taps):
+for _command in (
+    compare.demo,
+    run.run,
+    recipes.check,
+    compare.compare,
+    export.report,
+    export.export,
+    recipes.recipes,
+    methods.methods,
+    methods.show,
+    taps.taps,
+):
     app.command()(_command)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done; 2 a mistake of the user's, told in one message; 130 interrupted."""
     try:
-        app()
+        app(arguments)
     except LimbeckError as error:
         say(f"Error: {error}")
         sys.exit(2)

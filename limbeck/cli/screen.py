@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+_UNBOUND = 10_000
+
 
 def messages() -> Console:
     """Where messages and progress go."""
@@ -43,7 +45,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
+        console.width = _UNBOUND
     console.print(table)
 
 

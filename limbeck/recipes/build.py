@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from limbeck.core import catalogue
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ModelError
 from limbeck.core.objective import Objective, Terms
+from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.data.build import build_loader
 from limbeck.data.loader import Loader
 from limbeck.data.order import hold_out
@@ -19,7 +20,10 @@ from limbeck.data.sources.load import load_source
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
 from limbeck.models import load_model, load_weights
-from limbeck.recipes.schema import Data, Model, Term
+from limbeck.recipes.schema import Data, Model, Recipe, Term
+
+if TYPE_CHECKING:
+    from limbeck.engine import Stage, TrainConfig
 
 
 def source_of(data: Data) -> DataSource:
@@ -110,8 +114,23 @@ def loss_of(terms: dict[str, Term]) -> Terms:
     return Terms(objectives, [term.schedule() for term in terms.values()], list(terms))
 
 
-def plain(value: Any) -> Any:
-    """Tuples as lists, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def scheme_stages(
+    name: str,
+    options: dict[str, Any],
+    student: nn.Module,
+    teacher: Teacher | None,
+    loss: Terms,
+    config: TrainConfig,
+    logits: str | None = None,
+) -> list[Stage]:
+    """The stages that a scheme makes of its players."""
+    from limbeck import schemes  # with the engine, whose imports take seconds
+
+    return schemes.build(name, **options).stages(student, loss, teacher, config, logits=logits)
+
+
+def stages_of(recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> list[Stage]:
+    """A recipe's stages."""
+    judge = as_teacher(teacher, recipe.teacher.logits) if teacher is not None and recipe.teacher is not None else None
+    scheme, loss = recipe.scheme, loss_of(recipe.loss)
+    return scheme_stages(scheme.name, scheme.options, student, judge, loss, recipe.train, recipe.student.logits)

@@ -18,23 +18,26 @@ from limbeck.core.errors import LimbeckError, TapError
 from limbeck.core.objective import DataInfo, Objective, Terms
 from limbeck.core.roles import resolve
 from limbeck.core.schedules import Schedule
-from limbeck.core.survey import Place, survey
+from limbeck.core.survey import Place, call_model, dry, survey
+from limbeck.core.teacher import Teacher, as_teacher
+from limbeck.core.trace import logits_of
 from limbeck.data.augment import parse_augment
 from limbeck.data.build import build_loader
 from limbeck.data.normalise import normalisation
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import StreamSplit
 from limbeck.models import load_weights, zoo
-from limbeck.recipes.build import Sizes, fewer, model_of, source_of
+from limbeck.recipes.build import Sizes, fewer, model_of, scheme_stages, source_of
 from limbeck.recipes.document import Document
 from limbeck.recipes.load import read
 from limbeck.recipes.problem import Key, Problem, RecipeError, dotted
-from limbeck.recipes.schema import Data, Model, Recipe, TeacherModel, Term
+from limbeck.recipes.schema import Data, Model, Named, Recipe, TeacherModel, Term
 from limbeck.recipes.validate import problems_of, sections
 
 T = TypeVar("T")
 _TRIED = 4  # samples in the dry run
-_BUILT = ("data", "student", "teacher", "loss")  # sections that the dry run stands on
+_BUILT = ("data", "student", "teacher", "loss", "scheme")  # sections that the dry run stands on
+_USUAL = "offline"
 
 
 def check(recipe: str | os.PathLike[str] | Recipe, overrides: Sequence[str] = ()) -> list[Problem]:
@@ -80,6 +83,8 @@ class _Check:
         student = self.model(("student",), sizes) if "student" in self.usable else None
         teacher = self.teacher(sizes) if self.usable.get("teacher") is not None else None
         terms = self.loss(self.usable["loss"]) if "loss" in self.usable else {}
+        if "scheme" in self.usable:
+            self.scheme(self.usable["scheme"])
         if self.batch is not None:
             self.dry_run(terms, student, teacher)
         lines = [(p.line or 10**9, i) for i, p in enumerate(self.problems)]
@@ -224,6 +229,21 @@ class _Check:
                 remedy="use another method, or data that have them",
             )
 
+    def scheme(self, scheme: Named) -> None:
+        """Its name and options. The usual one has none; the others come with the engine, which imports slowly."""
+        key: Key = ("scheme", scheme.name) if scheme.options else ("scheme",)
+        if scheme.name == _USUAL and not scheme.options:
+            return
+        from limbeck import schemes
+
+        options = self.attempt(key, lambda: schemes.options(scheme.name))
+        if options is None:
+            return
+        try:
+            options.model_validate(scheme.options)
+        except ValidationError as error:
+            self.problems += problems_of(error, key, options, self.document)
+
     def dry_run(self, terms: dict[str, Objective], student: nn.Module | None, teacher: nn.Module | None) -> None:
         """Both models and the loss, once, on a few samples."""
         assert self.batch is not None
@@ -234,40 +254,66 @@ class _Check:
             good &= model is None or places is not None
             for name, objective in terms.items() if places is not None else ():
                 for tap in objective.student_taps if key == ("student",) else objective.teacher_taps:
-                    good &= tap == "logits" or self.found(("loss", name), tap, places)
+                    good &= tap == "logits" or self.found(("loss", name), key[0], tap, places)
         if not good or student is None or any(p.where.split(".")[0] in _BUILT for p in self.problems):
             return
         specs: dict[str, Any] = self.usable
         loss = Terms(list(terms.values()), [specs["loss"][name].schedule() for name in terms], list(terms))
+        judge = None if teacher is None else as_teacher(teacher, specs["teacher"].logits)
+        stages = self.attempt(("scheme",), lambda: self.stages(student, judge, loss))
+        for distiller in stages or ():
+            self.attempt(("loss",), lambda: _once(distiller, batch, self.info))  # noqa: B023
 
-        def once() -> None:
-            distiller = Distiller(
-                student,
-                loss,
-                teacher,
-                logits=specs["student"].logits,
-                teacher_logits=None if teacher is None else specs["teacher"].logits,
-            )
-            with torch.no_grad():
-                distiller.setup(batch, self.info)(batch)
+    def stages(self, student: nn.Module, teacher: Teacher | None, loss: Terms) -> list[Distiller]:
+        """What the scheme trains with, one after the other."""
+        specs: dict[str, Any] = self.usable
+        logits, scheme = specs["student"].logits, specs.get("scheme")
+        if scheme is None or scheme.name == _USUAL or "train" not in specs:
+            return [Distiller(student, loss, teacher, logits=logits)]
+        stages = scheme_stages(scheme.name, scheme.options, student, teacher, loss, specs["train"], logits)
+        return [stage.distiller for stage in stages]
 
-        self.attempt(("loss",), once)
-
-    def found(self, key: Key, tap: str, places: dict[str, Place] | None) -> bool:
+    def found(self, key: Key, whose: str, tap: str, places: dict[str, Place] | None) -> bool:
         """Whether a tap is a place of a model that was surveyed."""
-        return places is not None and self.attempt(key, lambda: resolve(tap, places)) is not None
+        if places is None:
+            return False
+        try:
+            resolve(tap, places)
+        except TapError as error:
+            place = _within(key, error, self.document.data)
+            said = TapError(
+                f"in the {whose} {error.message}", found=error.found, wanted=error.wanted, remedy=error.remedy
+            )
+            self.problems.append(Problem.of(said, dotted(place), self.document.line(place)))
+            return False
+        return True
 
     def places(self, key: Key, model: nn.Module) -> dict[str, Place] | None:
         """Where one can listen to a model on this data."""
         assert self.batch is not None
         try:
-            return survey(model, self.batch.inputs)
+            places = survey(model, self.batch.inputs)
+            with dry(model):
+                output = call_model(model, self.batch.inputs)
         except LimbeckError as error:
             self.problems.append(Problem.of(error, dotted(key), self.document.line(key)))
         except Exception as error:  # a model raises whatever it likes on inputs it does not take
             first = "".join(str(error).strip().splitlines()[:1])
             self.add((*key, "model"), f"the model does not take these data: {type(error).__name__}: {first}")
+        else:
+            where = self.usable[str(key[0])].logits
+            if self.attempt((*key, "logits"), lambda: logits_of(output, where)) is not None:
+                return places
         return None
+
+
+def _once(distiller: Distiller, batch: Batch, info: DataInfo) -> None:
+    """One forward of a stage; nothing of it stays in the models."""
+    try:
+        with torch.no_grad():
+            distiller.setup(batch, info)(batch)
+    finally:
+        distiller.close()
 
 
 def _within(key: Key, error: LimbeckError, data: Any) -> Key:

@@ -75,11 +75,29 @@ class Document:
     name: str = "recipe"
     lines: dict[Key, int | None] = field(default_factory=dict)
 
+    def __contains__(self, key: Key) -> bool:
+        """Whether something stands at a place."""
+        return steps_within(self.data, key) == key
+
     def line(self, key: Key) -> int | None:
         """Where a place was written; that of what surrounds it where it was not."""
         while key not in self.lines and key:
             key = key[:-1]
         return self.lines.get(key) if key else None
+
+
+def steps_within(data: Any, key: Key) -> Key:
+    """The steps of a place that lead somewhere in these values; others are passed over.
+
+    >>> steps_within({"a": [1, {"b": 2}]}, ("a", "list", 1, "b", "c"))
+    ('a', 1, 'b')
+    """
+    found: list[str | int] = []
+    for step in key:
+        if step in data if isinstance(data, dict) else isinstance(data, list) and step in range(len(data)):
+            found.append(step)
+            data = data[step]
+    return tuple(found)
 
 
 def parse(text: str, name: str = "recipe") -> Document:

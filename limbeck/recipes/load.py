@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def _shipped(name: str) -> Document:
     return document
 
 
+@cache
 def _pairs() -> dict[str, list[str]]:
     return parse(_text(_PAIRS), _PAIRS).data
 

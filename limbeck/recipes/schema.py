@@ -168,6 +168,12 @@ def usual(method: str) -> dict[str, Any]:
     return {**card.with_labels, card.key: card.weight}
 
 
+def usual_scheme(loss: Any) -> Named:
+    """The scheme that goes with a loss where none is said: a bare method's own, else the offline one."""
+    known = isinstance(loss, str) and loss in catalogue.methods()
+    return Named(name=catalogue.get(loss).card.scheme if known else "offline")
+
+
 class Recipe(Section):
     """A whole run: data, teacher, student, what is learned, how, and from which seed.
 
@@ -189,6 +195,14 @@ class Recipe(Section):
     plugins: list[str] = Field(
         default_factory=list, description="modules (package.module) or files (my_method.py) that register methods"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, data: Any) -> Any:
+        """A bare method's name stands for its scheme too, where none is said."""
+        if isinstance(data, dict) and "scheme" not in data and isinstance(data.get("loss"), str):
+            return {**data, "scheme": usual_scheme(data["loss"])}
+        return data
 
     @model_validator(mode="after")
     def _teacher_trains_alike(self) -> Recipe:

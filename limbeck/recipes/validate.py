@@ -11,9 +11,9 @@ from pydantic_core import ErrorDetails
 
 from limbeck.core import catalogue
 from limbeck.core.errors import LimbeckError, did_you_mean
-from limbeck.recipes.document import Document
+from limbeck.recipes.document import Document, steps_within
 from limbeck.recipes.problem import Key, Problem, dotted
-from limbeck.recipes.schema import Recipe
+from limbeck.recipes.schema import Recipe, usual_scheme
 
 _LONGEST = 60
 
@@ -33,14 +33,17 @@ def sections(document: Document) -> tuple[dict[str, Any], list[Problem]]:
             if info.is_required():
                 problems.append(Problem("this is missing", name, remedy=info.description or f"say what {name} is"))
             else:
-                usable[name] = info.get_default(call_default_factory=True)
+                scheme = name == "scheme"
+                usable[name] = (
+                    usual_scheme(document.data.get("loss")) if scheme else info.get_default(call_default_factory=True)
+                )
             continue
         kind: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         raw = copy.deepcopy(document.data[name])
         for _ in range(3):  # what is found behind the first mistakes may be wrong too
             try:
-                usable[name] = adapter.validate_python(raw)
+                usable[name] = adapter.validate_python(raw, strict=True)
                 break
             except ValidationError as error:
                 details = error.errors(include_url=False)
@@ -73,9 +76,14 @@ def _collect(details: list[ErrorDetails], key: Key, model: Any, document: Docume
     """One problem a place: the branches of a union are alternatives of what was wanted."""
     by_place: dict[Key, list[ErrorDetails]] = {}
     for detail in details:
-        place = (*key, *_real(detail["loc"], _at(document.data, key)))
-        if detail["type"] == "missing":
-            place = (*place, detail["loc"][-1])
+        *outer, last = detail["loc"] or ("",)
+        missing = detail["type"] == "missing"
+        data = _at(document.data, key)
+        # pydantic puts the names of a union's branches among the steps
+        inside = (*steps_within(data, tuple(outer)), last) if missing else steps_within(data, detail["loc"])
+        place = (*key, *inside)
+        if missing and place in document:
+            continue  # it was there, and was taken out for another mistake
         by_place.setdefault(place, []).append(detail)
     problems = []
     for place, found in by_place.items():
@@ -135,19 +143,9 @@ def _at(data: Any, key: Key) -> Any:
     return data
 
 
-def _real(loc: Key, data: Any) -> Key:
-    """The steps of a place that are in the data; pydantic puts names of a union's branches among them."""
-    real: list[str | int] = []
-    for step in loc:
-        if _has(data, step):
-            real.append(step)
-            data = data[step]
-    return tuple(real)
-
-
 def _prune(data: Any, loc: Key) -> bool:
     """Take out what stands at a place; whether there was something to take."""
-    place = _real(loc, data)
+    place = steps_within(data, loc)
     if not place:
         return False
     *path, last = place
@@ -158,12 +156,6 @@ def _prune(data: Any, loc: Key) -> bool:
     else:
         data[last] = None  # what follows keeps its place
     return True
-
-
-def _has(data: Any, step: str | int) -> bool:
-    if isinstance(data, list):
-        return isinstance(step, int) and step < len(data)
-    return isinstance(data, dict) and step in data
 
 
 def show(value: Any) -> str:

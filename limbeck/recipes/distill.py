@@ -1,0 +1,155 @@
+"""From a teacher, a student and data to a trained student, in one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import limbeck.objectives  # noqa: F401  registers the methods
+from limbeck.core import catalogue
+from limbeck.core.objective import Objective, Terms
+from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher
+from limbeck.data.build import as_loader
+from limbeck.data.sources.load import load_source
+from limbeck.data.sources.source import DataSource
+from limbeck.engine.config import TrainConfig
+from limbeck.models.student import describe_inputs, save_student
+from limbeck.recipes.build import loss_of, scheme_stages
+from limbeck.recipes.run import device_of
+from limbeck.recipes.schema import Term, usual, usual_scheme
+
+
+@dataclass
+class Distilled:
+    """What distillation came to.
+
+    Args:
+        student: The trained model: the module that was given, in evaluation mode, with no hooks and no wrappers.
+        result: What :func:`limbeck.analysis.assess` says of it on the validation data; empty where there are none.
+        history: The lines of ``metrics.jsonl``.
+        steps: Optimizer steps.
+        seconds: How long training took.
+    """
+
+    student: nn.Module
+    result: dict[str, Any]
+    history: list[dict[str, Any]]
+    steps: int
+    seconds: float
+
+
+def distill(
+    teacher: nn.Module | Teacher | None,
+    student: nn.Module,
+    data: Any,
+    method: str | Objective | Terms = "kd",
+    *,
+    validation: Any = None,
+    batch_size: int = 128,
+    augment: Any = None,
+    normalize: Any = None,
+    scheme: str | None = None,
+    scheme_options: dict[str, Any] | None = None,
+    logits: str | None = None,
+    teacher_logits: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    quiet: bool = False,
+    **train: Any,
+) -> Distilled:
+    """Train a student to say what its teacher says.
+
+    Works with any module: one that takes a tensor, a tuple (positions) or a dict (keywords), and returns a tensor, a
+    tuple, a dict or a transformers ``ModelOutput``. The teacher is left as it was: its weights, its modes, its device.
+
+    Args:
+        teacher: A module, or anything that answers like a ``Teacher``; ``None`` for methods that learn from labels.
+        student: The module to train, in place.
+        data: ``(inputs, labels)`` tensors, a Dataset, a DataLoader, a loader of ``limbeck.data``; or a source or its
+            name (``"digits"``, a folder), whose validation split is then used too.
+        method: A method's name, for the sum that its card calls usual (``limbeck show kd``), or a loss of your own:
+            ``CrossEntropy() + 0.9 * KD(temperature=2.0)``.
+        validation: Held-out data in any of those forms, to judge by; ``None`` judges nothing.
+        batch_size: Samples of a step; a DataLoader keeps its own.
+        augment: Augmentations of images, such as ``["pad_crop", "flip"]``.
+        normalize: Of images, such as ``"imagenet"``.
+        scheme: Who teaches whom, and when; default the method's own.
+        scheme_options: Of the scheme.
+        logits: Where logits stand in the student's output, where that does not tell itself.
+        teacher_logits: The same for the teacher.
+        out: Folder for metrics, checkpoints and the student; ``None`` writes nothing.
+        resume: Go on from the newest checkpoint in ``out``.
+        seed: Of everything random in data and training.
+        quiet: Show no progress bar.
+        train: Settings of ``TrainConfig``: ``epochs`` or ``steps``, ``optimizer``, ``lr``, ``schedule``, ...
+
+    Raises:
+        ConfigError: No such method, scheme or setting, or the method needs a teacher and there is none.
+        LimbeckError: Data, models or taps do not fit the method.
+
+    >>> import torch
+    >>> inputs = torch.randn(256, 8); labels = (inputs[:, 0] > 0).long()
+    >>> done = distill(nn.Linear(8, 2), nn.Linear(8, 2), (inputs, labels), "kd", epochs=2, lr=0.1, quiet=True)
+    >>> type(done.student).__name__, done.steps
+    ('Linear', 4)
+    """
+    config = catalogue.check_options(TrainConfig, train, "distill")
+    settings = TrainConfig(**config)
+    device = device_of(settings)
+    if isinstance(data, (str, Path, DataSource)):
+        source = load_source(data)
+        data, validation = source.train, source.validation if validation is None else validation
+    views = {"augment": augment, "normalise": normalize, "seed": seed, "device": device}
+    loader = as_loader(data, batch_size=batch_size, train=True, **views)
+    held = None if validation is None else as_loader(validation, batch_size=512, normalise=normalize, device=device)
+    loss, scheme = method_loss(method), scheme or usual_scheme(method).name
+    from limbeck.analysis.assess import assess
+    from limbeck.engine import fit
+
+    judge = None if teacher is None else as_teacher(teacher, teacher_logits)
+    with _as_it_was(judge):
+        stages = scheme_stages(scheme, scheme_options or {}, student, judge, loss, settings, logits)
+        fitted = fit(
+            stages, loader, held, out=None if out is None else Path(out), resume=resume, seed=seed, quiet=quiet
+        )
+        result = {} if held is None else assess(student, judge, held, logits=logits)
+    if out is not None:
+        inputs = describe_inputs(loader.example(2).inputs)
+        save_student(student, Path(out) / "student", logits=logits, inputs=inputs)
+    return Distilled(fitted.student, result, fitted.history, fitted.steps, fitted.seconds)
+
+
+def method_loss(method: str | Objective | Terms) -> Terms:
+    """A method's name as the sum its card calls usual, or a loss as it is.
+
+    >>> method_loss("kd").names
+    ['cross_entropy', 'kd']
+    """
+    if not isinstance(method, str):
+        return Terms.of(method)
+    return loss_of({key: Term(weight=weight) for key, weight in usual(method).items()})
+
+
+@contextmanager
+def _as_it_was(teacher: Teacher | None) -> Iterator[None]:
+    """Put a teacher's modes and device back afterwards."""
+    if not isinstance(teacher, FrozenTeacher):
+        yield
+        return
+    model = teacher.model
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), None)
+    try:
+        yield
+    finally:
+        if device is not None:
+            model.to(device)
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,118 @@
+"""The teacher of a recipe: loaded, or trained on the labels first and kept for every run that wants the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limbeck.core.distiller import Distiller
+from limbeck.data.sources.source import DataSource
+from limbeck.models import load_weights
+from limbeck.models.student import save_student
+from limbeck.objectives.response.cross_entropy import CrossEntropy
+from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, train_loader
+from limbeck.recipes.schema import Recipe, TeacherModel
+
+
+def teacher_of(
+    recipe: Recipe,
+    source: DataSource,
+    sizes: Sizes,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    main: bool = True,
+    quiet: bool = False,
+) -> nn.Module | None:
+    """A recipe's teacher, ready to teach; ``None`` where the recipe has none.
+
+    One that is to be trained is looked for in ``folder`` under a name that follows from everything its weights depend
+    on. If it is not there it is trained there, going on from where an earlier attempt was interrupted.
+
+    Args:
+        recipe: Which.
+        source: The recipe's data.
+        sizes: What models are built for.
+        folder: Where trained teachers are kept.
+        device: Where it trains.
+        main: This process writes; in distributed runs one does.
+        quiet: Show no progress bar.
+    """
+    spec = recipe.teacher
+    if spec is None:
+        return None
+    model = model_of(spec, sizes, spec.seed)
+    if spec.train is None:
+        return model
+    place = folder / name_of(recipe, spec, sizes)
+    if not (place / "student" / "student.json").is_file():
+        _train(model, recipe, spec, source, sizes, place, device, main, quiet)
+        model = model_of(spec, sizes, spec.seed)
+    load_weights(model, place / "student")
+    return model
+
+
+def _train(
+    model: nn.Module,
+    recipe: Recipe,
+    spec: TeacherModel,
+    source: DataSource,
+    sizes: Sizes,
+    place: Path,
+    device: torch.device | str,
+    main: bool,
+    quiet: bool,
+) -> None:
+    from limbeck.engine import Stage, fit
+
+    assert spec.train is not None
+    loader = train_loader(recipe.data, fewer(source.train, spec.samples), spec.seed, device)
+    validation = None if source.validation is None else check_loader(recipe.data, source.validation, device)
+    stage = Stage("teacher", Distiller(model, CrossEntropy(), logits=spec.logits), spec.train)
+    begun = (place / "checkpoints").is_dir()
+    fitted = fit([stage], loader, validation, out=place, resume=begun, seed=spec.seed, quiet=quiet)
+    if not main:
+        return
+    save_student(
+        fitted.student,
+        place / "student",
+        model=spec.model,
+        options={**sizes.options(), **spec.options},
+        auto=spec.auto,
+        logits=spec.logits,
+        validation=fitted.validation,
+        steps=fitted.steps,
+    )
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)  # it is done, and weighs several times the weights
+
+
+def name_of(recipe: Recipe, spec: TeacherModel, sizes: Sizes) -> str:
+    """The name of a trained teacher: its model's, and a hash of everything its weights depend on."""
+    assert spec.train is not None
+    start = spec.model_dump(mode="json", exclude={"train", "weights", "untrained"})
+    identity: dict[str, Any] = {
+        "teacher": start,
+        "sizes": sizes.options(),
+        "weights": None if spec.weights is None else _content(Path(spec.weights)),
+        "train": spec.train.settled(),
+        "data": recipe.data.model_dump(mode="json", exclude={"samples"}),
+    }
+    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', spec.model).strip('-')[-40:]}-{digest}"
+
+
+def _content(path: Path) -> str:
+    """A hash of a file, or of every file in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, hashlib.blake2b).digest())
+    return digest.hexdigest()
