@@ -35,7 +35,7 @@ def card(case: Case) -> None:
     require(not unknown, f"with_labels names {', '.join(unknown)}, which the catalogue does not have")
     cls = type(case.subject.make())
     text = f"{inspect.getdoc(cls) or ''}\n{inspect.getdoc(case.subject.function) if case.subject.function else ''}"
-    options = inspect.signature(cls).parameters.values()
+    options = [p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     bare = [o.name for o in options if o.default is o.empty]
     require(not bare, f"the options {', '.join(bare)} have no default")
     silent = [o.name for o in options if o.name not in written.defaults and f"{o.name}:" not in text]

@@ -41,9 +41,11 @@ class Case:
         return not self.subject.make().teacher_taps
 
     def models(self, seed: int = 0) -> tuple[nn.Module, nn.Module]:
-        """Student and teacher."""
+        """Student and teacher; the teacher is the same for every seed."""
         reseed(seed)
-        return self.setting.student(), self.setting.teacher()
+        student = self.setting.student()
+        reseed(-1)
+        return student, self.setting.teacher()
 
     def batch(self, seed: int = 0) -> Batch:
         """A batch; in the suite's own settings with labels and ids, without a mask."""
@@ -82,9 +84,8 @@ class Case:
         return objective.to(dtype)
 
     def distiller(self, seed: int = 0) -> Distiller:
-        """Models and objective together, set up. The teacher is the same for every seed."""
-        student, _ = self.models(seed)
-        _, teacher = self.models()
+        """Models and objective together, set up."""
+        student, teacher = self.models(seed)
         reseed(seed)
         objective = self.subject.make()
         distiller = Distiller(student, objective, teacher if objective.teacher_taps else None)

@@ -12,6 +12,26 @@ from limbeck.conformance.scene import Outcome, Scene, evaluate
 HALVES = (torch.float16, torch.bfloat16)
 
 
+@check(after=("value",))
+def large_values(case: Case) -> None:
+    """Logits and features of +-1e4 give a finite loss and gradient."""
+    scene = _scaled(case.scene(dtype=torch.float32), 1e4, to_largest=True)
+    _finite(evaluate(case.objective(scene, dtype=torch.float32), scene), "values of +-1e4")
+
+
+@check(after=("value",))
+def dead_features(case: Case) -> None:
+    """Zeros everywhere, or all the same, give a finite loss and gradient."""
+    scene = case.scene(dtype=torch.float32)
+    objective = case.objective(scene, dtype=torch.float32)
+    for kind, changed in (
+        ("zeros in one sample", _zeroed(scene, slice(0, 1))),
+        ("zeros everywhere", _zeroed(scene, slice(None))),
+        ("the same in student and every sample", _equal(scene)),
+    ):
+        _finite(evaluate(objective, changed), kind)
+
+
 @check(after=("value", "large_values", "dead_features"))
 def half(case: Case) -> None:
     """float16 and bfloat16 tensors give the value and gradient of the same numbers in float64, also small ones."""
@@ -47,26 +67,6 @@ def autocast(case: Case) -> None:
         require(bool(losses.total.isfinite()), f"{dtype}: the loss is {losses.total.item()}")
         require(all(bool(g.isfinite().all()) for g in grads), f"{dtype}: a gradient of the student is not finite")
         require(any(bool(g.any()) for g in grads), f"{dtype}: no gradient reaches the student")
-
-
-@check(after=("value",))
-def large_values(case: Case) -> None:
-    """Logits and features of +-1e4 give a finite loss and gradient."""
-    scene = _scaled(case.scene(dtype=torch.float32), 1e4, to_largest=True)
-    _finite(evaluate(case.objective(scene, dtype=torch.float32), scene), "values of +-1e4")
-
-
-@check(after=("value",))
-def dead_features(case: Case) -> None:
-    """Zeros everywhere, or all the same, give a finite loss and gradient."""
-    scene = case.scene(dtype=torch.float32)
-    objective = case.objective(scene, dtype=torch.float32)
-    for kind, changed in (
-        ("zeros in one sample", _zeroed(scene, slice(0, 1))),
-        ("zeros everywhere", _zeroed(scene, slice(None))),
-        ("the same in student and every sample", _equal(scene)),
-    ):
-        _finite(evaluate(objective, changed), kind)
 
 
 def _finite(outcome: Outcome, where: str) -> None:

@@ -26,8 +26,7 @@ def missing(case: Case) -> None:
             lambda: evaluate(objective, Scene(scene.student, Trace(None), scene.batch)), "a teacher without its taps"
         )
     for name in ("labels", "index"):
-        if case.contract.normalizer != name:  # the share of the step counts labels before the objective sees any
-            _needed(case, name, lambda name=name: _without(case, scene, name))  # type: ignore[misc]
+        _needed(case, name, lambda name=name: _without(case, scene, name))  # type: ignore[misc]
     _needed(case, "samples", lambda: _blank(case, scene))
 
 
@@ -84,13 +83,22 @@ def _misfits(case: Case, scene: Scene) -> Iterator[tuple[str, Scene, bool]]:
         yield "labels of a sample too few", scene.change(labels=batch.labels[:-1]), False
         if not batch.labels.is_floating_point() and case.setting.classes:
             yield "a label that names no class", scene.change(labels=batch.labels + case.setting.classes), False
-    if case.contract.mask:
-        yield "a mask with a sample too many", scene.change(mask=_longer(case.mask)), False
-        yield "a mask that is not boolean", scene.change(mask=case.mask.double()), False
     if case.subject.needs("index") and batch.index is not None:
         yield "ids of a sample too few", scene.change(index=batch.index[:-1]), False
         if case.setting.data.samples:
             yield "an id beyond the data", scene.change(index=batch.index + case.setting.data.samples), False
+
+
+@check(lambda case: None if case.contract.mask else "it honours no mask", after=("value", "mask"))
+def bad_mask(case: Case) -> None:
+    """A mask that does not fit, or is not boolean, is refused."""
+    scene = case.scene()
+    objective = case.objective(scene)
+    for what, mask in (
+        ("a mask with a sample too many", torch.cat([case.mask, case.mask[:1]])),
+        ("a mask that is not boolean", case.mask.double()),
+    ):
+        _refused(lambda mask=mask: evaluate(objective, scene.change(mask=mask)), what)  # type: ignore[misc]
 
 
 def _more_classes(scene: Scene) -> Scene:
@@ -98,10 +106,6 @@ def _more_classes(scene: Scene) -> Scene:
     logits = scene.teacher.logits
     taps["logits"] = torch.cat([logits, logits[..., :2]], dim=-1)
     return Scene(scene.student, Trace(taps["logits"], taps), scene.batch)
-
-
-def _longer(mask: Tensor) -> Tensor:
-    return torch.cat([mask, mask[:1]])
 
 
 def _refused(attempt: Callable[[], object], what: str, may_work: bool = False) -> None:

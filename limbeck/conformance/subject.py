@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from limbeck.core import catalogue
@@ -23,14 +23,14 @@ class Subject:
         make: Makes a fresh one, not set up; takes options.
         card: Its card, where it has one.
         function: Its pure function, where it has one.
-        preset: Its card's own options.
+        varied: It may have been made with options of its own, so the card's needs may not be its needs.
     """
 
     name: str
     make: Callable[..., Objective]
     card: Card | None = None
     function: Callable[..., Any] | None = None
-    preset: dict[str, Any] = field(default_factory=dict)
+    varied: bool = False
 
     @classmethod
     def of(cls, target: str | Objective | type[Objective], options: dict[str, Any] | None = None) -> Subject:
@@ -44,12 +44,14 @@ class Subject:
                 lambda **more: method.build(**{**options, **more}),
                 method.card,
                 method.function,
-                method.preset,
+                bool(options),
             )
         if inspect.isclass(target) and issubclass(target, Objective):
-            return cls(target.__name__, lambda **more: target(**{**options, **more}), *_known(target))
+            make = target
+            return cls(make.__name__, lambda **more: make(**{**options, **more}), *_known(make), bool(options))
         if isinstance(target, Objective):
-            return cls(type(target).__name__, lambda **more: _copy(target, {**options, **more}), *_known(type(target)))
+            made = target
+            return cls(type(made).__name__, lambda **more: _copy(made, {**options, **more}), *_known(type(made)), True)
         raise ConfigError(
             "nothing that can be checked",
             where="check_objective",
@@ -58,8 +60,8 @@ class Subject:
         )
 
     def needs(self, name: str) -> bool | None:
-        """Whether the card says that it needs this; ``None`` where there is no card."""
-        return None if self.card is None else name in self.card.needs
+        """Whether the card says that it needs this; ``None`` where nothing is said."""
+        return None if self.card is None or self.varied else name in self.card.needs
 
 
 def _known(cls: type[Objective]) -> tuple[Card | None, Callable[..., Any] | None]:

@@ -29,7 +29,7 @@ from limbeck.conformance import (
 )
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import Check, Failure
-from limbeck.conformance.scene import drawing, evaluate
+from limbeck.conformance.scene import drawing
 from limbeck.conformance.settings import Maker, Setting, all_settings, given
 from limbeck.conformance.subject import Subject
 from limbeck.core.batch import Batch
@@ -208,7 +208,7 @@ def _working(subject: Subject, settings: list[Setting], report: Report) -> list[
         with _quiet():
             try:
                 scene = case.scene()
-                evaluate(case.objective(scene), scene)
+                case.objective(scene)(scene.student, scene.teacher, scene.batch)
             except LimbeckError as error:
                 refusals_.append(f"{setting.name}: {error}")
                 continue
