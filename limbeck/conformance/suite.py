@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+import limbeck.objectives  # noqa: F401  registers the methods
 from limbeck.conformance import (
     cards,
     compiling,
