@@ -114,7 +114,7 @@ class Distiller(nn.Module):
                 self.teacher.attach(self.loss.teacher_taps, batch)
         self._listener = Listener(self.student, self.loss.student_taps, batch.inputs, logits=self._logits)
         with dry(self.student):
-            student, teacher = self._listener(batch.inputs), self._teach(batch)
+            student, teacher = self.traces(batch)
         for objective in self.loss:
             objective.setup(student, teacher, batch, data or DataInfo())
             objective.to(device)
@@ -133,14 +133,17 @@ class Distiller(nn.Module):
 
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
         """The losses of one batch, weighted by progress and by the batch's share of its step."""
+        batch = self.prepare(batch)
+        return self.compare(*self.traces(batch), batch)
+
+    def traces(self, batch: Batch) -> tuple[Trace, Trace]:
+        """What student and teacher say about a prepared batch."""
         if self._listener is None:
             raise ConfigError(
                 "not set up yet", where="distiller", remedy="call distiller.setup(batch) before making the optimizer"
             )
-        batch = self.prepare(batch)
-        teacher = self._teach(batch)
-        student = self._listener(batch.inputs)
-        return self.compare(student, teacher, batch)
+        teacher = self._teach(batch)  # first, so that its working memory is free again when the student runs
+        return self._listener(batch.inputs), teacher
 
     def compare(self, student: Trace, teacher: Trace, batch: Batch) -> Losses:
         """The weighted sum of all terms over two traces."""
