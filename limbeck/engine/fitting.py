@@ -202,5 +202,11 @@ def _check(stages: list[Stage], validation: Any, out: Path | None, resume: bool)
         if validation is None and (stage.config.patience is not None or stage.config.select == "best"):
             setting = "patience" if stage.config.patience is not None else "select: best"
             raise ConfigError(f"{setting} needs validation data", where="validation", found="none")
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = "this is a file, not a folder" if out.is_file() else f"the folder cannot be made: {error.strerror}"
+            raise ConfigError(reason, where="out", found=str(out), remedy="choose another folder") from None
     if resume and out is None:
         raise ConfigError("there is nothing to resume from", where="out", found="none", remedy="give the run's folder")

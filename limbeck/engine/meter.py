@@ -43,7 +43,7 @@ class Meter:
     steps: int = 0
     samples: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
     rows: list[_Row] = field(default_factory=list)
 
     def add(self, step: int, turn: str, values: dict[str, Tensor]) -> None:
@@ -120,11 +120,11 @@ class Meter:
     def pack(self) -> dict[str, Any]:
         """The open sums, so that a resumed run's next line is the same."""
         self.fetch()
-        return {"steps": self.steps, "sums": self.sums}
+        return {"steps": self.steps, "sums": self.sums, "weights": {k: float(v) for k, v in self.weights.items()}}
 
     def unpack(self, state: dict[str, Any]) -> None:
         """Put back what ``pack`` took."""
-        self.steps, self.sums = state["steps"], dict(state["sums"])
+        self.steps, self.sums, self.weights = state["steps"], dict(state["sums"]), dict(state["weights"])
 
 
 _REMEDY = "lower lr, set clip, or use fp32"
