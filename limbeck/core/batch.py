@@ -57,7 +57,11 @@ class Batch:
         if unit == "samples":
             return self.size if self.mask is None else self.mask.reshape(len(self.mask), -1).any(dim=1).sum()
         if unit == "positions":
-            return self.size if self.mask is None else self.mask.sum()
+            if self.mask is not None:
+                return self.mask.sum()
+            # Without a mask, labels tell how many positions there are: micro-batches of tokens differ in length.
+            labels = self.labels
+            return self.size if labels is None or labels.is_floating_point() else labels.numel()
         if unit != "labels":
             raise DataError(
                 "no such unit", where="normalizer", found=repr(unit), wanted="'samples', 'positions' or 'labels'"
@@ -72,8 +76,17 @@ class Batch:
 
     def share(self, unit: Unit) -> Tensor | float:
         """This batch's part of the step, ``count / total``: turns a mean over it into its part of the step's mean."""
-        total = self.totals.get(unit)
-        return 1.0 if total is None else self.count(unit) / total
+        if not self.totals:
+            return 1.0
+        if unit not in self.totals:
+            raise DataError(
+                "this unit was not counted over the step",
+                where="batch.totals",
+                found=f"counts of {', '.join(sorted(self.totals))}",
+                wanted=unit,
+                remedy="add up batch.count(unit) over all micro-batches and ranks, for the unit of every objective",
+            )
+        return self.count(unit) / self.totals[unit]
 
     def require(self, name: str) -> Tensor:
         """The named field, or an error that says who must give it."""
