@@ -1,1 +1,6 @@
-"""The self-contained HTML report and the model card."""
+"""Reports: one HTML file from a run or a comparison, and the comparison's table for terminals and pages."""
+
+from limbeck.report.build import build
+from limbeck.report.table import COLUMNS, caption, markdown_table, rows
+
+__all__ = ["COLUMNS", "build", "caption", "markdown_table", "rows"]

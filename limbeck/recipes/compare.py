@@ -1,0 +1,197 @@
+"""Several methods on one recipe, over seeds, against controls: what is a gain and what is noise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.analysis.statistics import compare_paired, summarise
+from limbeck.core.errors import ConfigError, DataError
+from limbeck.engine.journal import environment
+from limbeck.recipes.check import check
+from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
+from limbeck.recipes.problem import RecipeError
+from limbeck.recipes.rival import against
+from limbeck.recipes.run import run, write_text
+from limbeck.recipes.schema import Recipe
+
+#: Figures of each run that are averaged over seeds.
+FIGURES = ("accuracy", "agreement", "kl", "js", "nll", "brier", "ece")
+#: Where all controls are wanted, same_budget is left out if it would take more than so many times the others' steps.
+_MOST_BUDGET = 5.0
+
+
+def compare(
+    recipe: Recipe,
+    methods: Sequence[str],
+    seeds: int | Sequence[int] = 3,
+    controls: bool | Sequence[str] = True,
+    *,
+    out: str | os.PathLike[str],
+    quiet: bool = False,
+    command: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run a recipe once for every method and control and every seed, and say which differences the seeds bear out.
+
+    All runs take the same number of steps over the same data in the same order, from the same start, with the same
+    teacher, which is trained or loaded once. Only the control ``same_budget`` takes more steps.
+
+    ==================  ================================================================================================
+    control             answers
+    ==================  ================================================================================================
+    ``no_teacher``      cross entropy alone: does a teacher help at all?
+    ``label_smoothing`` soft labels that know nothing: is it more than a softer target?
+    ``random_teacher``  KD from a teacher of the same architecture with random weights: is it what the teacher knows?
+    ``same_budget``     cross entropy for as many operations as distillation costs, teacher included: is it worth them?
+    ==================  ================================================================================================
+
+    Where all controls are wanted, ``same_budget`` is left out if it would take more than five times the steps, as beside a
+    teacher that is large for its student; ``left_out`` says so.
+
+    A method is compared with each control seed by seed; intervals are Student's t over seeds, 95%. ``gain`` names the
+    difference to the best control (by mean), with a verdict: ``gain``, ``loss`` or ``unclear``.
+
+    Every run has its folder below ``out``; started again, a comparison reads the finished runs and goes on with the one
+    that was interrupted. ``out/compare.json`` is written anew after each.
+
+    Args:
+        recipe: What every run does; its own loss and scheme are replaced.
+        methods: Keys of the catalogue, with options where wanted: ``"kd"``, ``"kd:temperature=2,weight=0.5"``. Each
+            trains with the companions and weights its card calls usual.
+        seeds: How many, counted from the recipe's own, or which.
+        controls: All of them, none, or some by name.
+        out: Folder of the comparison.
+        quiet: Show no progress bars.
+        command: What to note as the command; default the one this process was called with.
+        say: Told before each run which it is.
+
+    Returns:
+        The content of ``compare.json``; see the guide for its fields.
+
+    Raises:
+        RecipeError: With all that is wrong with any of the runs, before the first of them begins.
+        ConfigError: No methods or seeds, unknown controls, or the folder holds runs of another recipe.
+    """
+    began, out = time.time(), Path(out)
+    numbers = list(range(recipe.seed, recipe.seed + seeds)) if isinstance(seeds, int) else list(seeds)
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ConfigError("a comparison needs seeds, each once", where="seeds", found=repr(seeds), wanted="such as 3")
+    entries = entries_of(methods, controls_of(controls, recipe.teacher is not None))
+    _check(recipe, entries)
+    entries, left_out = with_budget(recipe, entries, _MOST_BUDGET if controls is True else None)
+    facts = {**_head(recipe, numbers, command, began), "left_out": left_out}
+    for name, reason in left_out.items():
+        if say is not None:
+            say(f"without the control {name}: {reason}; name it among the controls to run it all the same")
+    results: dict[str, list[dict[str, Any]]] = {entry.entry: [] for entry in entries}
+    for seed in numbers:
+        for entry in entries:
+            if say is not None:
+                done = sum(map(len, results.values()))
+                say(f"run {done + 1} of {len(entries) * len(numbers)}: {entry.name}, seed {seed}")
+            folder = out / "runs" / f"{entry.slug}-seed{seed}"
+            own = entry.recipe(recipe, seed)
+            result = run(own, folder, resume=True, teachers=out / "teachers", quiet=quiet)
+            if not result:  # another process of a distributed run writes
+                continue
+            if entry.rival:
+                result = {**result, **against(recipe, folder, out / "teachers", result)}
+            results[entry.entry].append({**result, "folder": folder.relative_to(out).as_posix()})
+            _write(out, {**facts, **_body(entries, results), "status": "running", "seconds": time.time() - began})
+    if not any(results.values()):
+        return {}
+    whole = {**facts, **_body(entries, results), "status": "finished", "seconds": round(time.time() - began, 3)}
+    _write(out, whole)
+    return whole
+
+
+def _check(recipe: Recipe, entries: list[Entry]) -> None:
+    """All mistakes of all runs at once; a mistake that several share is told once."""
+    problems = list(dict.fromkeys(p for entry in entries for p in check(entry.recipe(recipe, recipe.seed))))
+    if problems:
+        raise RecipeError(problems, recipe.name)
+
+
+def _head(recipe: Recipe, seeds: list[int], command: str | None, began: float) -> dict[str, Any]:
+    called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {
+        "kind": "comparison",
+        "format": 1,
+        "name": recipe.name,
+        "command": called if command is None else command,
+        "started": round(began, 3),
+        "environment": {**environment(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "recipe": recipe.written(),
+        "seeds": seeds,
+        "metric": "accuracy",
+        "interval": "Student's t over seeds, 95%",
+    }
+
+
+def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Everything that follows from the runs so far."""
+    begun = [entry for entry in entries if results[entry.entry]]
+    first = results[begun[0].entry][0]
+    if "accuracy" not in first:
+        raise DataError("a comparison needs labels in the held-out data", where="data.source")
+    rows = [_row(entry, results[entry.entry]) for entry in begun]
+    accuracy = {row["entry"]: {r["seed"]: r["accuracy"] for r in row["runs"]} for row in rows}
+    controls = [row["entry"] for row in rows if row["role"] == "control"]
+    best = max(controls, key=lambda c: statistics.fmean(accuracy[c].values()), default=None)
+    for row in rows:
+        row["differences"] = {
+            c: _difference(accuracy[row["entry"]], accuracy[c]) for c in controls if c != row["entry"]
+        }
+        against_best = row["differences"].get(best) if row["role"] == "method" and best is not None else None
+        row["gain"] = None if against_best is None else {"over": best, **against_best}
+    honest = next((r for e in begun if not e.rival for r in results[e.entry] if r.get("teacher")), None)
+    teacher = None if honest is None else {k: v for k, v in honest["teacher"].items() if k not in _DETAILS}
+    data = {"split": first["split"], "samples": first["samples"], "classes": first["classes"], "source": first["data"]}
+    return {"data": data, "teacher": teacher, "best_control": best, "methods": rows}
+
+
+_DETAILS = ("reliability", "per_class")
+
+
+def _row(entry: Entry, results: list[dict[str, Any]]) -> dict[str, Any]:
+    runs = [
+        {
+            "seed": r["seed"],
+            "folder": r["folder"],
+            **{name: r[name] for name in FIGURES if name in r},
+            "latency_ms": r.get("latency_ms"),
+            "steps": r["training"]["steps"],
+            "seconds": r["training"]["seconds"],
+        }
+        for r in results
+    ]
+    latencies = [r["latency_ms"] for r in runs if r["latency_ms"] is not None]
+    return {
+        **entry.facts(),
+        "parameters": results[0]["parameters"],
+        "flops": results[0].get("flops"),
+        "latency_ms": statistics.median(latencies) if latencies else None,
+        "steps": runs[0]["steps"],
+        "seconds": summarise([r["seconds"] for r in runs]),
+        **{name: summarise([r[name] for r in runs]) for name in FIGURES if all(name in r for r in runs)},
+        "runs": runs,
+    }
+
+
+def _difference(values: dict[int, float], control: dict[int, float]) -> dict[str, Any]:
+    both = [seed for seed in values if seed in control]
+    return compare_paired([values[s] for s in both], [control[s] for s in both])
+
+
+def _write(out: Path, facts: dict[str, Any]) -> None:
+    write_text(out / "compare.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,198 @@
+"""What a comparison compares: methods as they are written on a command line, and controls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from limbeck.core import catalogue
+from limbeck.core.errors import ConfigError, did_you_mean
+from limbeck.models.describe import flops
+from limbeck.recipes.build import Sizes, fewer, model_of, source_of, train_loader
+from limbeck.recipes.document import parse_value
+from limbeck.recipes.schema import Named, Recipe, Term, usual
+
+#: Controls by name: what people call them, whose usual loss they train with, and what they hold against a method.
+CONTROLS: dict[str, tuple[str, str, str]] = {
+    "no_teacher": ("No teacher", "cross_entropy", "cross entropy alone"),
+    "label_smoothing": ("Label smoothing", "label_smoothing", "soft labels that know nothing"),
+    "random_teacher": ("Random teacher", "kd", "KD from a teacher with random weights"),
+    "same_budget": ("Same budget", "cross_entropy", "cross entropy for as many operations as distillation takes"),
+}
+_NEEDS_TEACHER = ("random_teacher", "same_budget")
+_ALSO_METHODS = ("no_teacher", "label_smoothing")  # cross_entropy and label_smoothing, were they listed as methods
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison.
+
+    Args:
+        entry: As it was written: ``"kd:temperature=2"``, or a control's name.
+        name: What people call it.
+        role: ``"method"`` or ``"control"``.
+        key: The method it trains with.
+        loss: Its terms.
+        scheme: Who teaches whom.
+        about: What a control is.
+        rival: Its teacher is a random one, not the recipe's.
+        steps: So many steps, where that differs from the recipe's.
+    """
+
+    entry: str
+    name: str
+    role: str
+    key: str
+    loss: dict[str, Term]
+    scheme: str = "offline"
+    about: str = ""
+    rival: bool = False
+    steps: int | None = field(default=None, compare=False)
+
+    @property
+    def slug(self) -> str:
+        """A name for folders."""
+        return re.sub(r"[^A-Za-z0-9_.]+", "-", self.entry).strip("-.")
+
+    def recipe(self, base: Recipe, seed: int) -> Recipe:
+        """The recipe of one of its runs."""
+        scheme = base.scheme if base.scheme.name == self.scheme else Named(name=self.scheme)
+        changes: dict[str, Any] = {"name": f"{self.slug}-seed{seed}", "loss": self.loss, "scheme": scheme, "seed": seed}
+        if self.rival and base.teacher is not None:
+            spec = base.teacher
+            ready = spec.model.startswith(("hf:", "timm:", "torchvision:")) or Path(spec.model).is_dir()
+            random = {"untrained": True, "weights": None, "train": None, "seed": seed}
+            changes["teacher"] = spec.model_copy(update={**random, "pretrained": False if ready else None})
+        if self.steps is not None:
+            changes["train"] = base.train.model_copy(update={"epochs": None, "steps": self.steps})
+        return base.model_copy(update=changes)
+
+    def facts(self) -> dict[str, Any]:
+        """For ``compare.json``."""
+        loss = {name: term.model_dump(mode="json", exclude_none=True) for name, term in self.loss.items()}
+        plain = {"entry": self.entry, "name": self.name, "role": self.role, "key": self.key, "about": self.about}
+        return {**plain, "loss": loss, "scheme": self.scheme}
+
+
+def split_methods(text: str) -> list[str]:
+    """Methods from one text, commas between them; a piece that is but an option belongs to the method before it.
+
+    >>> split_methods("kd:temperature=2,weight=0.5,dkd")
+    ['kd:temperature=2,weight=0.5', 'dkd']
+    """
+    found: list[str] = []
+    for piece in filter(None, (p.strip() for p in text.split(","))):
+        if found and "=" in piece and ":" not in piece.partition("=")[0]:
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece)
+    return found
+
+
+def method(text: str) -> Entry:
+    """A method as it is written: its key, and its options behind a colon.
+
+    Raises:
+        ConfigError: No such method, or an option that is none.
+
+    >>> method("kd:temperature=2").loss["kd"].options
+    {'temperature': 2}
+    """
+    key, colon, rest = text.strip().partition(":")
+    card = catalogue.get(key, "methods").card
+    terms: dict[str, Any] = {name: {"weight": weight} for name, weight in usual(key).items()}
+    for part in rest.split(",") if colon else []:
+        name, equals, value = (p.strip() for p in part.partition("="))
+        if not equals or not name:
+            raise ConfigError(
+                "an option has the form name=value", where="methods", found=text, wanted="kd:temperature=2"
+            )
+        if name == "method":
+            raise ConfigError("the method is said before the colon", where="methods", found=text)
+        terms[key][name] = parse_value(value, text)
+    loss = {name: Term(**term) for name, term in terms.items()}
+    role = "control" if card.knowledge == "control" else "method"
+    name = card.name if not rest else f"{card.name} ({rest})"
+    return Entry(text.strip(), name, role, key, loss, card.scheme)
+
+
+def control(name: str) -> Entry:
+    """A control by its name."""
+    if name not in CONTROLS:
+        raise ConfigError(
+            "no such control",
+            where="controls",
+            found=repr(name),
+            wanted=", ".join(CONTROLS),
+            remedy=did_you_mean(name, CONTROLS),
+        )
+    title, key, about = CONTROLS[name]
+    return replace(method(key), entry=name, name=title, role="control", about=about, rival=name == "random_teacher")
+
+
+def controls_of(controls: bool | Sequence[str], teacher: bool) -> list[str]:
+    """The controls asked for: all that can be run, none, or those named."""
+    if isinstance(controls, bool):
+        return [name for name in CONTROLS if teacher or name not in _NEEDS_TEACHER] if controls else []
+    for name in controls:
+        control(name)
+        if name in _NEEDS_TEACHER and not teacher:
+            raise ConfigError("this control needs a teacher, and the recipe has none", where="controls", found=name)
+    return list(controls)
+
+
+def entries_of(methods: Sequence[str], controls: Sequence[str]) -> list[Entry]:
+    """Controls, then methods; a method that is a control already stands once.
+
+    Raises:
+        ConfigError: No method, an unknown one, or one that is written twice.
+    """
+    found = [control(name) for name in controls]
+    for text in methods:
+        entry = method(text)
+        twin = next(
+            (e for e in found if e.entry == entry.entry or (e.entry in _ALSO_METHODS and e.loss == entry.loss)), None
+        )
+        if twin is None:
+            found.append(entry)
+        elif twin.role == "method":
+            raise ConfigError("this method stands here twice", where="methods", found=text, wanted="each once")
+    if not methods:
+        raise ConfigError("there is no method to compare", where="methods", wanted="such as kd,dkd")
+    if len({e.slug for e in found}) != len(found):
+        raise ConfigError("two of these would share a folder", where="methods", found=", ".join(e.entry for e in found))
+    return found
+
+
+def with_budget(recipe: Recipe, entries: list[Entry], most: float | None = None) -> tuple[list[Entry], dict[str, str]]:
+    r"""Give ``same_budget`` its steps.
+
+    Operations of one step: forward and backward of the student, the latter taken as two forwards, and one forward of
+    the teacher. A run without a teacher may take :math:`(3 F_s + F_t) / 3 F_s` times the steps for the same.
+
+    Args:
+        recipe: What all runs do.
+        entries: The lines of the comparison.
+        most: Leave the control out where it would take more than so many times the steps.
+
+    Returns:
+        The lines, and which were left out and why.
+    """
+    if not any(entry.entry == "same_budget" for entry in entries) or recipe.teacher is None:
+        return entries, {}
+    source = source_of(recipe.data)
+    loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed)
+    example = loader.example(1)
+    sizes = Sizes.of(example, loader.classes)
+    models = (model_of(spec, sizes, 0, weights=False) for spec in (recipe.student, recipe.teacher))
+    own, other = (flops(model, example.inputs) for model in models)
+    times = (3 * own + other) / (3 * own) if own else 1.0
+    if most is not None and times > most:
+        rest = [entry for entry in entries if entry.entry != "same_budget"]
+        return rest, {"same_budget": f"it would take {times:.3g} times the steps of the others"}
+    steps = round(times * recipe.train.total_steps(loader.steps_per_epoch))
+    about = f"cross entropy for {times:.3g} times the steps: as many operations as KD takes, teacher included"
+    return [replace(e, steps=steps, about=about) if e.entry == "same_budget" else e for e in entries], {}

@@ -1,0 +1,42 @@
+"""A student of a random teacher, held against the real one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from limbeck.analysis.assess import assess
+from limbeck.models.student import load_student
+from limbeck.recipes.build import Sizes, check_loader, source_of
+from limbeck.recipes.run import device_of, held_out, write_text
+from limbeck.recipes.schema import Recipe
+from limbeck.recipes.teacher import teacher_of
+
+_OF_TEACHER = ("agreement", "kl", "js", "teacher", "cka")
+
+
+def against(recipe: Recipe, folder: Path, teachers: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """What a run's student has in common with the recipe's own teacher, not with the one it was trained by.
+
+    Written into the run's folder as ``rival.json``, and read from there the next time.
+    """
+    file = folder / "rival.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    source, device = source_of(recipe.data), device_of(recipe.train)
+    loader = check_loader(recipe.data, held_out(source)[1], device)
+    teacher = teacher_of(recipe, source, Sizes.of(loader.example(1), loader.classes), teachers, device=device)
+    assert teacher is not None
+    assert recipe.teacher is not None
+    facts = assess(
+        load_student(folder / "student").to(device),
+        teacher.to(device),
+        loader,
+        logits=recipe.student.logits,
+        teacher_logits=recipe.teacher.logits,
+        latency=False,
+    )
+    facts = {name: facts[name] for name in _OF_TEACHER}
+    write_text(file, json.dumps(facts, indent=1) + "\n")
+    return facts

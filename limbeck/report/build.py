@@ -1,0 +1,66 @@
+"""One self-contained HTML file from a run's folder or a comparison."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from limbeck.report.comparison_page import comparison_page
+from limbeck.report.read import read_comparison, read_run
+from limbeck.report.run_page import run_page
+
+
+def build(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report of a run or of a comparison.
+
+    The file needs nothing beside it: no network, no script. It opens from a disk or an e-mail, on a phone, in light and
+    dark.
+
+    Args:
+        path: A run's folder, a comparison's folder, or a ``compare.json`` alone. A comparison whose runs' folders lie
+            beside it gets curves, reliability diagrams, layers and classes too.
+        out: The file. Default: ``report.html`` in the folder, or the JSON file's name with ``.html``.
+
+    Returns:
+        Where it was written, at once or not at all.
+
+    Raises:
+        DataError: Neither is there, or a file in it is damaged.
+    """
+    path = Path(path)
+    comparison = read_comparison(path)
+    folder = path if path.is_dir() else path.parent
+    page = run_page(read_run(path)) if comparison is None else comparison_page(comparison, folder)
+    if out is None:
+        alone = path.is_file() and path.name != "compare.json"
+        out = path.with_suffix(".html") if alone else folder / "report.html"
+    out = Path(out)
+    _write(out, _render(page))
+    return out
+
+
+def _render(page: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("limbeck.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    empty = dict.fromkeys(("warning", "said", "tiles", "table", "command", "recipe"))
+    version = importlib.metadata.version("limbeck")
+    return environment.get_template("page.html.j2").render({**empty, "version": version, **page})
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,217 @@
+"""What the report of a comparison shows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.report.charts.curves import Series, curves
+from limbeck.report.charts.span import axis, scale_for, span
+from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
+from limbeck.report.read import RunFacts, runs_of
+from limbeck.report.table import caption, difference
+from limbeck.report.words import cautions, count, digits_for, duration, findings, interval, number, percent, verdict
+
+_COLORS = 8
+
+
+def comparison_page(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The page's content by name."""
+    runs = runs_of(comparison, folder)
+    colors = _colors(comparison)
+    recipe = comparison["recipe"]
+    return {
+        "title": comparison["name"],
+        "subtitle": _subtitle(comparison),
+        "warning": _warning(comparison),
+        "said": findings(comparison),
+        "tiles": _tiles(comparison),
+        "table": _table(comparison, colors),
+        "parts": [s for s in _sections(comparison, runs, colors) if s],
+        "command": comparison["command"],
+        "environment": environment_lines(comparison["environment"], _about(comparison)),
+        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100),
+        "footer": "Made by limbeck. Every number in this page is in compare.json beside the command that made it.",
+    }
+
+
+def _subtitle(comparison: dict[str, Any]) -> str:
+    recipe, seeds = comparison["recipe"], len(comparison["seeds"])
+    student = recipe["student"]["model"]
+    teacher = (recipe.get("teacher") or {}).get("model")
+    pair = f"{student} learns from {teacher}" if teacher else student
+    return f"{pair} · {recipe['data']['source']} · {seeds} seed{'s' if seeds != 1 else ''}"
+
+
+def _warning(comparison: dict[str, Any]) -> str | None:
+    if comparison["status"] == "finished":
+        return None
+    done = sum(len(row["runs"]) for row in comparison["methods"])
+    return f"This comparison is not finished: {done} runs are in. Start the same command again to go on."
+
+
+def _colors(comparison: dict[str, Any]) -> dict[str, str]:
+    """A class of colour for every line: greys for controls, colours for methods."""
+    found: dict[str, str] = {}
+    numbers = {"control": 0, "method": 0}
+    for row in comparison["methods"]:
+        n = numbers[row["role"]]
+        numbers[row["role"]] += 1
+        found[row["entry"]] = f"k{n % 4} control" if row["role"] == "control" else f"m{n % _COLORS}"
+    return found
+
+
+def _tiles(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    first, teacher = comparison["methods"][0], comparison.get("teacher") or {}
+    tiles = [("student", count(first["parameters"]), "parameters")]
+    if teacher.get("parameters"):
+        share = number(100 * first["parameters"] / teacher["parameters"], 1)
+        tiles.append(("teacher", count(teacher["parameters"]), f"parameters; the student has {share} % of them"))
+    if first.get("latency_ms") and teacher.get("latency_ms"):
+        times = number(teacher["latency_ms"] / first["latency_ms"], 1)
+        note = f"the teacher takes {number(teacher['latency_ms'])} ms, {times} times as long"
+        tiles.append(("latency of one sample", f"{number(first['latency_ms'])} ms", note))
+    if first.get("flops") and teacher.get("flops"):
+        times = number(teacher["flops"] / first["flops"], 1)
+        tiles.append(("operations of one sample", count(first["flops"]), f"the teacher takes {times} times as many"))
+    return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
+
+
+def _table(comparison: dict[str, Any], colors: dict[str, str]) -> dict[str, Any]:
+    digits = digits_for(comparison["data"]["samples"])
+    teacher, rows = comparison.get("teacher"), comparison["methods"]
+    means = {row["entry"]: row["accuracy"]["mean"] for row in rows}
+    values = [run["accuracy"] for row in rows for run in row["runs"]]
+    scale = scale_for([*values, *means.values()])
+    best = comparison["best_control"]
+    marks = [means[best]] if best is not None else []
+    lines = [_teacher_line(teacher, digits)] if teacher else []
+    for row in sorted(rows, key=lambda r: (r["role"], -r["accuracy"]["mean"])):
+        lines.append(_line(row, digits, scale, marks, colors[row["entry"]], row["entry"] == best))
+    names = ("accuracy %", "", "vs best control", "", "agree %", "ECE", "latency ms", "steps", "s / run")
+    columns = [{"name": n, "picture": i == 1} for i, n in enumerate(names)]
+    return {
+        "title": "Methods and controls",
+        "caption": caption(comparison),
+        "columns": columns,
+        "rows": lines,
+        "axis": axis(scale),
+        "notes": cautions(comparison),
+    }
+
+
+def _cell(text: str, name: str = "", cls: str = "", **more: Any) -> dict[str, Any]:
+    return {"text": text, "name": name, "cls": cls, "picture": None, "chip": None, "small": None, **more}
+
+
+def _teacher_line(teacher: dict[str, Any], digits: int) -> dict[str, Any]:
+    cells = [
+        _cell(percent(teacher.get("accuracy"), digits), "accuracy %"),
+        *(_cell("") for _ in range(4)),
+        _cell(number(100 * teacher["ece"], 1) if "ece" in teacher else "", "ECE"),
+        _cell(number(teacher.get("latency_ms")), "latency ms"),
+        *(_cell("") for _ in range(2)),
+    ]
+    return {"name": "Teacher", "about": None, "cls": "teacher", "cells": cells}
+
+
+def _line(row: dict[str, Any], digits: int, scale: Any, marks: Sequence[float], cls: str, best: bool) -> dict[str, Any]:
+    accuracy, gain = row["accuracy"], row["gain"]
+    seeds = [run["accuracy"] for run in row["runs"]]
+    picture = span(row["name"], accuracy["mean"], accuracy["interval"], seeds, scale, marks, cls)
+    word = verdict(gain)
+    chip = gain["verdict"] if gain and gain["verdict"] != "unclear" else "unclear"
+    mark = {"gain": "▲ ", "loss": "▼ "}.get(chip, "")
+    judged = (
+        _cell(f"{mark}{word}", "", "wide", chip=chip) if word else _cell("best control" if best else "", "", "wide")
+    )
+    cells = [
+        _cell(percent(accuracy["mean"], digits), "accuracy %", small=interval(accuracy, digits) or None),
+        _cell("", "", "picture", picture=picture),
+        _cell(difference(gain, digits), "points over best control", "wide"),
+        judged,
+        _cell(percent(row["agreement"]["mean"]) if row.get("agreement") else "", "agreement %"),
+        _cell(number(100 * row["ece"]["mean"], 1) if row.get("ece") else "", "ECE"),
+        _cell(number(row["latency_ms"]), "latency ms"),
+        _cell(str(row["steps"]), "steps"),
+        _cell(number(row["seconds"]["mean"], 1), "s / run"),
+    ]
+    return {"name": row["name"], "about": row.get("about") or None, "cls": row["role"], "cells": cells}
+
+
+def _sections(
+    comparison: dict[str, Any], runs: dict[str, list[RunFacts]], colors: dict[str, str]
+) -> list[dict[str, Any] | None]:
+    if not runs:
+        return []
+    chosen = _chosen(comparison, runs)
+    names = {row["entry"]: row["name"] for row in comparison["methods"]}
+    first = {entry: runs[entry][0].result for entry in chosen}
+    means = {entry: _mean_classes(runs[entry]) for entry in chosen}
+    teacher = next((f["teacher"] for e, f in first.items() if e != "random_teacher" and f.get("teacher")), None)
+    models: list[Model] = [("Teacher", "teacher", teacher)] if teacher else []
+    pairs = [(names[e], colors[e], first[e]) for e in chosen]
+    classes = [(names[e], colors[e], means[e]) for e in chosen]
+    return [
+        _curves(comparison, runs, colors),
+        reliability_section([*models, *pairs]),
+        classes_section([*models, *classes]),
+        layers_section([p for e, p in zip(chosen, pairs, strict=True) if e != "random_teacher"]),
+    ]
+
+
+def _chosen(comparison: dict[str, Any], runs: dict[str, list[RunFacts]]) -> list[str]:
+    """The best control and the two best methods: what the pictures show."""
+    methods = [r for r in comparison["methods"] if r["role"] == "method" and r["entry"] in runs]
+    methods.sort(key=lambda r: -r["accuracy"]["mean"])
+    best = comparison["best_control"]
+    return [e for e in (best, *(r["entry"] for r in methods[:2])) if e in runs]
+
+
+def _mean_classes(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    """Accuracy by class over seeds, as ``assess`` gives it for one."""
+    tables = [r.result["per_class"] for r in runs if r.result.get("per_class")]
+    if not tables:
+        return {}
+    columns = zip(*(t["accuracy"] for t in tables), strict=True)
+    known = [[v for v in column if v is not None] for column in columns]
+    return {"per_class": {**tables[0], "accuracy": [statistics.fmean(c) if c else None for c in known]}}
+
+
+def _curves(
+    comparison: dict[str, Any], runs: dict[str, list[RunFacts]], colors: dict[str, str]
+) -> dict[str, Any] | None:
+    figures, legend = [], []
+    rows = [row for row in comparison["methods"] if row["entry"] in runs]
+    for key, title, form in (
+        ("accuracy", "Validation accuracy %", lambda v: f"{100 * v:g}"),
+        ("nll", "Validation NLL, nats", lambda v: f"{v:.3g}"),
+    ):
+        series = [Series(r["name"], colors[r["entry"]], [_points(run, key) for run in runs[r["entry"]]]) for r in rows]
+        picture = curves(series, title, form)
+        if picture is not None:
+            figures.append({"title": title, "picture": picture, "note": None})
+            legend = [{"name": s.name, "cls": s.cls} for s in series]
+    if not figures:
+        return None
+    note = "Mean over seeds; bands from the lowest to the highest seed. Controls are dashed."
+    return {"title": "Training", "note": note, "figures": figures, "small": False, "legend": legend}
+
+
+def _points(run: RunFacts, key: str) -> list[tuple[float, float]]:
+    lines = (line for line in run.history if line.get("split") == "validation")
+    return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
+
+
+def _about(comparison: dict[str, Any]) -> list[tuple[str, str]]:
+    began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(comparison["started"]))
+    return [
+        ("begun", began),
+        ("took", duration(comparison["seconds"])),
+        ("seeds", ", ".join(map(str, comparison["seeds"]))),
+    ]

@@ -1,0 +1,74 @@
+"""Sections that the pages of runs and of comparisons share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from limbeck.report.charts.classes import MOST, by_class
+from limbeck.report.charts.heatmap import heatmap
+from limbeck.report.charts.reliability import reliability
+from limbeck.report.words import number
+
+Section = dict[str, Any]
+Model = tuple[str, str, dict[str, Any]]  # name, class of colour, facts as analysis.assess gives them
+
+
+def reliability_section(models: Sequence[Model]) -> Section | None:
+    """How sure and how right some models are."""
+    known = [(name, cls, facts) for name, cls, facts in models if facts.get("reliability")]
+    if not known:
+        return None
+    figures = [
+        {
+            "title": name,
+            "picture": reliability(name, facts["reliability"], cls.split()[0]),
+            "note": f"calibration error (ECE) {number(100 * facts['ece'], 1)} points, NLL {number(facts['nll'], 3)}",
+        }
+        for name, cls, facts in known
+    ]
+    note = (
+        "Samples by the confidence of the class named first. A calibrated model's bars end on the diagonal; red marks "
+        "what is missing or too much."
+    )
+    return {"title": "Calibration", "note": note, "figures": figures, "small": True, "legend": None}
+
+
+def classes_section(models: Sequence[Model]) -> Section | None:
+    """Accuracy by class of some models, each over one or more seeds."""
+    known = [m for m in models if m[2].get("per_class")]
+    if not known or len(known[-1][2]["per_class"]["accuracy"]) < 2:
+        return None
+    size = len(known[0][2]["per_class"]["accuracy"])
+    known = [m for m in known if len(m[2]["per_class"]["accuracy"]) == size]
+    names = known[0][2]["per_class"].get("names") or [str(c) for c in range(size)]
+    picture = by_class(names, [(name, cls, facts["per_class"]["accuracy"]) for name, cls, facts in known])
+    few = f" The {MOST} classes on which the models differ most are shown, of {size}." if size > MOST else ""
+    return {
+        "title": "Accuracy by class",
+        "note": f"Where the models differ, and where all of them fail.{few}",
+        "figures": [{"title": None, "picture": picture, "note": None}],
+        "small": False,
+        "legend": [{"name": name, "cls": cls} for name, cls, _ in known],
+    }
+
+
+def layers_section(models: Sequence[Model]) -> Section | None:
+    """CKA of some students with the teacher."""
+    known = [(name, facts["cka"]) for name, _, facts in models if facts.get("cka")]
+    if not known:
+        return None
+    samples = max(cka["samples"] for _, cka in known)
+    return {
+        "title": "Which layers see the same",
+        "note": f"Linear CKA, unbiased minibatch estimate over {samples} held-out samples: 1 for representations equal "
+        "up to rotation and scale, 0 for unrelated ones. It compares representations, not skill.",
+        "figures": [{"title": name, "picture": heatmap(name, cka), "note": None} for name, cka in known],
+        "small": False,
+        "legend": None,
+    }
+
+
+def environment_lines(environment: dict[str, Any], more: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Versions and machine in pairs."""
+    return [*more, *((name, str(value)) for name, value in environment.items() if value not in (None, ""))]

@@ -1,0 +1,152 @@
+"""What the report of one run shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from limbeck.report.charts.curves import Series, curves
+from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
+from limbeck.report.read import RunFacts
+from limbeck.report.words import count, digits_for, duration, number, percent, signed
+
+
+def run_page(run: RunFacts) -> dict[str, Any]:
+    """The page's content by name."""
+    result, status = run.result, run.status
+    teacher = result.get("teacher") or {}
+    models: list[Model] = [("Student", "m0", result)] + ([("Teacher", "teacher", teacher)] if teacher else [])
+    layers = layers_section([("Student and teacher", "m0", result)])
+    sections = [_curves(run.history), reliability_section(models), classes_section(models[::-1]), layers]
+    return {
+        "title": str(result.get("name") or run.name),
+        "subtitle": _subtitle(run),
+        "warning": _warning(run),
+        "tiles": _tiles(result, teacher),
+        "said": _said(result, teacher),
+        "parts": [section for section in sections if section],
+        "environment": environment_lines(status.get("environment", {}), _about(run)),
+        "recipe": run.recipe,
+        "footer": "One run with one seed. Whether it differs from a control by more than noise is for limbeck compare "
+        "to say: the same recipe without a teacher, with label smoothing and with a random teacher, over seeds.",
+    }
+
+
+def _subtitle(run: RunFacts) -> str:
+    result = run.result
+    data = (result.get("data") or {}).get("name") or (result.get("data") or {}).get("source")
+    parts = [
+        f"seed {result['seed']}" if "seed" in result else None,
+        f"{data}" if data else None,
+        f"measured on {result['samples']} {result.get('split', 'held-out')} samples" if "samples" in result else None,
+    ]
+    return " · ".join(p for p in parts if p) or "A run of limbeck"
+
+
+def _warning(run: RunFacts) -> str | None:
+    if run.result.get("split") == "train":
+        return (
+            "Measured on what it was trained on: there are no held-out data. These figures say little about new data."
+        )
+    if not run.result:
+        state = run.status.get("status", "unknown")
+        return (
+            f"This run is not finished (status: {state}), so there is nothing to report but how training went so far."
+        )
+    return None
+
+
+def _tiles(result: dict[str, Any], teacher: dict[str, Any]) -> list[dict[str, Any]]:
+    if not result:
+        return []
+    digits = digits_for(result.get("samples", 0))
+    tiles: list[tuple[str, str, str]] = []
+
+    def versus(key: str, form: Any) -> str:
+        return f"teacher {form(teacher[key])}" if teacher.get(key) is not None else ""
+
+    if "accuracy" in result:
+        share = lambda v: f"{percent(v, digits)} %"  # noqa: E731
+        tiles.append(("accuracy", share(result["accuracy"]), versus("accuracy", share)))
+        tiles.append(("calibration error (ECE)", share(result["ece"]), versus("ece", share)))
+    if "agreement" in result:
+        tiles.append(
+            ("agreement with teacher", f"{percent(result['agreement'])} %", f"KL {number(result['kl'], 3)} nats")
+        )
+    tiles.append(("parameters", count(result["parameters"]), versus("parameters", count)))
+    if result.get("latency_ms") is not None:
+        latency = lambda v: f"{number(v)} ms"  # noqa: E731
+        tiles.append(("latency of one sample", latency(result["latency_ms"]), versus("latency_ms", latency)))
+    if result.get("flops") is not None:
+        tiles.append(("operations of one sample", count(result["flops"]), versus("flops", count)))
+    return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
+
+
+def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
+    if "accuracy" not in result:
+        return []
+    digits = digits_for(result["samples"])
+    said = f"The student is right on {percent(result['accuracy'], digits)} % of held-out samples"
+    if teacher.get("accuracy") is not None:
+        gap = result["accuracy"] - teacher["accuracy"]
+        said += f", {signed(gap, digits)} points beside its teacher's {percent(teacher['accuracy'], digits)} %"
+    if teacher.get("parameters"):
+        said += f", with {number(100 * result['parameters'] / teacher['parameters'], 1)} % of its parameters"
+    return [f"{said}."]
+
+
+def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    train = [line for line in history if line.get("split") == "train"]
+    checks = [line for line in history if line.get("split") == "validation"]
+    figures = []
+    accuracy = [
+        Series("training", "k0 control", [_points(train, "accuracy")]),
+        Series("validation", "m0", [_points(checks, "accuracy")]),
+    ]
+    terms = list(dict.fromkeys(name for line in train for name in line.get("terms", {})))[:8]
+    losses = [
+        Series(name, f"m{i}", [[(line["step"], line["terms"][name]) for line in train if _known(line, name)]])
+        for i, name in enumerate(terms)
+    ]
+    for title, series, form, note in (
+        (
+            "Accuracy %",
+            accuracy,
+            lambda v: f"{100 * v:g}",
+            "Dashed: on the training batches as they were seen. Line: validation.",
+        ),
+        ("Loss by term, before weights", losses, lambda v: f"{v:.3g}", _legend(losses)),
+    ):
+        picture = curves(series, title, form)
+        if picture is not None:
+            figures.append({"title": title, "picture": picture, "note": note})
+    if not figures:
+        return None
+    legend = [{"name": s.name, "cls": s.cls} for s in losses] if len(losses) > 1 else None
+    return {"title": "Training", "note": "From metrics.jsonl.", "figures": figures, "small": False, "legend": legend}
+
+
+def _legend(series: Sequence[Series]) -> str:
+    return ", ".join(s.name for s in series)
+
+
+def _known(line: dict[str, Any], name: str) -> bool:
+    return isinstance(line.get("terms", {}).get(name), (int, float))
+
+
+def _points(lines: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(line["step"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
+
+
+def _about(run: RunFacts) -> list[tuple[str, str]]:
+    training = run.result.get("training", {})
+    steps = training.get("steps", run.status.get("steps"))
+    seconds = training.get("seconds", run.status.get("seconds"))
+    pairs = (
+        ("status", run.status.get("status")),
+        ("steps", steps),
+        ("training time", duration(seconds) if seconds is not None else None),
+        ("precision", run.status.get("precision")),
+        ("processes", run.status.get("ranks")),
+    )
+    return [(name, str(value)) for name, value in pairs if value is not None]

@@ -1,0 +1,74 @@
+"""A comparison as a table: for the terminal, and as Markdown for pages made from committed results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from limbeck.report.words import count, digits_for, interval, number, percent, plus_minus, signed, verdict
+
+COLUMNS = ("", "accuracy %", "vs best control", "", "agreement %", "parameters", "latency ms", "steps", "s / run")
+
+
+def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The teacher, the controls, the methods; one cell for each of ``COLUMNS``."""
+    digits = digits_for(comparison["data"]["samples"])
+    found: list[tuple[str, ...]] = []
+    teacher = comparison.get("teacher")
+    if teacher:
+        cost = (count(teacher.get("parameters")), number(teacher.get("latency_ms")))
+        found.append(("teacher", percent(teacher.get("accuracy"), digits), "", "", "", *cost, "", ""))
+    for row in sorted(comparison["methods"], key=lambda r: r["role"]):
+        found.append(
+            (
+                row["name"],
+                plus_minus(row["accuracy"], digits),
+                difference(row["gain"], digits),
+                verdict(row["gain"]) or ("best control" if row["entry"] == comparison["best_control"] else "control"),
+                percent(row["agreement"]["mean"]) if row.get("agreement") else "–",
+                count(row["parameters"]),
+                number(row["latency_ms"]),
+                str(row["steps"]),
+                number(row["seconds"]["mean"], 1),
+            )
+        )
+    return found
+
+
+def difference(gain: dict[str, Any] | None, digits: int) -> str:
+    """``"+1.2 (+0.4 to +2.0)"``, in points."""
+    if gain is None:
+        return ""
+    span = interval(gain, digits, sign=True)
+    return signed(gain["mean"], digits) + (f" ({span})" if span else "")
+
+
+def caption(comparison: dict[str, Any]) -> str:
+    """What the numbers are."""
+    seeds = len(comparison["seeds"])
+    data = comparison["data"]
+    spread = f"mean and 95% interval (Student's t) over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
+    return (
+        f"Accuracy on {data['samples']} {data['split']} samples, {spread}; differences in points, paired by seed. "
+        "A gain is a difference whose interval excludes zero."
+    )
+
+
+def markdown_table(comparison: dict[str, Any]) -> str:
+    """The table as Markdown, with what its numbers are and the command that made it.
+
+    Args:
+        comparison: The content of a ``compare.json``.
+
+    Returns:
+        Text for a page; made again from the same file it is the same text.
+    """
+    names = [name or " " for name in COLUMNS]
+    lines = [_line(names), _line(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 5)]
+    lines += [_line(row) for row in rows(comparison)]
+    environment = comparison["environment"]
+    made = f"`{comparison['command']}` with torch {environment['torch']}, {environment['threads']} threads"
+    return "\n".join([*lines, "", f"{caption(comparison)} Made by {made}.", ""])
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
