@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import TapError
 from limbeck.core.roles import Spot, resolve
-from limbeck.core.survey import Place, call_model, elements, survey
+from limbeck.core.survey import Place, call_model, dry, elements, survey
 from limbeck.core.trace import Trace, logits_of
 
 
-class _Stop(Exception):
-    """Raised inside a forward whose last owed tap has fired."""
+class _Stop(BaseException):
+    """Raised inside a forward whose last owed tap has fired; no ``except Exception`` of a model swallows it."""
 
 
 class Listener:
@@ -58,9 +58,27 @@ class Listener:
         flat = {s for spots in self.spots.values() for s in (spots if isinstance(spots, list) else [spots])}
         self._calls = {s.module: (places or {})[s.module].calls for s in flat}
         self._values: dict[Spot, Tensor] | None = None
+        self._versions: dict[Spot, int] | None = None
         self._seen: dict[str, int] = {}
         self._owed = len(flat)
+        self._fragile: set[Spot] = set()
         self._handles = [self._listen(spot) for spot in sorted(flat, key=repr)]
+        if flat and inputs is not None:
+            self._find_fragile(inputs)
+
+    def _find_fragile(self, inputs: Any) -> None:
+        """By one whole dry run, find the values that the model changes in place later on; they are kept as copies."""
+        owed, self._owed = self._owed, -1  # no stop
+        self._values, self._seen = {}, {}
+        versions: dict[Spot, int] = {}
+        self._versions = versions
+        try:
+            with dry(self.model):
+                call_model(self.model, inputs)
+            values = self._values
+        finally:
+            self._values, self._versions, self._owed = None, None, owed
+        self._fragile = {s for s, v in values.items() if s in versions and v._version != versions[s]}
 
     def _listen(self, spot: Spot) -> Any:
         module = self.model if spot.module == "." else self.model.get_submodule(spot.module)
@@ -105,7 +123,9 @@ class Listener:
                 where=spot.module,
                 remedy="with gradient checkpointing use use_reentrant=False",
             )
-        self._values[spot] = value
+        if self._versions is not None and not value.is_inference():
+            self._versions[spot] = value._version
+        self._values[spot] = value.clone() if spot in self._fragile else value
         # A compiler drops what nobody needs by itself, and cannot trace an exception out of a forward.
         if len(self._values) == self._owed and not self.wants_logits and not torch.compiler.is_compiling():
             raise _Stop
