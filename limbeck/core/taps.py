@@ -81,20 +81,23 @@ class Listener:
         self._fragile = {s for s, v in values.items() if s in versions and v._version != versions[s]}
 
     def _listen(self, spot: Spot) -> Any:
-        module = self.model if spot.module == "." else self.model.get_submodule(spot.module)
+        module = self._module(spot)
         if spot.side == "in":
 
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 if self._values is not None and self._turn(spot, ("in",)):
-                    self._keep(spot, [*args, *kwargs.values()], module)
+                    self._keep(spot, [*args, *kwargs.values()])
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._values is not None and self._turn(spot, ("out",)):
-                self._keep(spot, elements(output), module)
+                self._keep(spot, elements(output))
 
         return module.register_forward_hook(after)
+
+    def _module(self, spot: Spot) -> nn.Module:
+        return self.model if spot.module == "." else self.model.get_submodule(spot.module)
 
     def _turn(self, spot: Spot, side: tuple[str, ...]) -> bool:
         """Whether this call of the module is the one asked for."""
@@ -105,24 +108,12 @@ class Listener:
         self._seen[key] = seen + 1
         return seen == spot.call
 
-    def _keep(self, spot: Spot, values: list[Any], module: nn.Module) -> None:
+    def _keep(self, spot: Spot, values: list[Any]) -> None:
         assert self._values is not None
         chosen = values[spot.element : spot.element + 1] if spot.element is not None else values
         value = next((v for v in chosen if isinstance(v, Tensor)), None)
         if value is None:
             raise TapError("no tensor passes there", where=spot.module, found=[type(v).__name__ for v in values])
-        if (
-            torch.is_grad_enabled()
-            and not value.requires_grad
-            and spot.side == "out"
-            and value.is_floating_point()
-            and any(p.requires_grad for p in module.parameters())
-        ):
-            raise TapError(
-                "the captured value carries no gradient though its module is trained",
-                where=spot.module,
-                remedy="with gradient checkpointing use use_reentrant=False",
-            )
         if self._versions is not None and not value.is_inference():
             self._versions[spot] = value._version
         self._values[spot] = value.clone() if spot in self._fragile else value
@@ -146,6 +137,7 @@ class Listener:
             values = self._values
         finally:
             self._values = None
+        self._check_gradients(values)
         taps = {}
         for tap, spots in self.spots.items():
             several = spots if isinstance(spots, list) else [spots]
@@ -161,6 +153,18 @@ class Listener:
         if self.wants_logits:
             taps["logits"] = logits_of(output, self.where)
         return Trace(output, taps, self.where)
+
+    def _check_gradients(self, values: dict[Spot, Tensor]) -> None:
+        """Refuse values cut off from the weights that made them. Told from outside: within, gradients are off."""
+        for spot, value in values.items() if torch.is_grad_enabled() else ():
+            if value.requires_grad or spot.side == "in" or not value.is_floating_point():
+                continue
+            if any(p.requires_grad for p in self._module(spot).parameters()):
+                raise TapError(
+                    "the captured value carries no gradient though its module is trained",
+                    where=spot.module,
+                    remedy="with gradient checkpointing use use_reentrant=False",
+                )
 
     def close(self) -> None:
         """Take the hooks off the model."""
