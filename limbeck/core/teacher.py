@@ -41,6 +41,7 @@ class FrozenTeacher:
         self.listener: Listener | None = None
 
     def attach(self, taps: tuple[str, ...], batch: Batch) -> None:
+        self.model.eval()  # every part of it, also where the whole says that it is in evaluation mode already
         if self.listener is not None:
             self.listener.close()
         self.listener = Listener(self.model, taps, teacher_inputs(batch), logits=self.where)
