@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -118,12 +119,10 @@ class Terms(nn.Module):
 
     def __init__(self, objectives: list[Objective], weights: list[Schedule], names: list[str] | None = None) -> None:
         super().__init__()
-        base = names or [_name(o) for o in objectives]
-        seen: dict[str, int] = {}
         self.names: list[str] = []
-        for name in base:
-            seen[name] = seen.get(name, 0) + 1
-            self.names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        for name in names or [_name(o) for o in objectives]:
+            others = (f"{name}_{i}" for i in itertools.count(2))
+            self.names.append(name if name not in self.names else next(n for n in others if n not in self.names))
         self.objectives = nn.ModuleDict(dict(zip(self.names, objectives, strict=True)))
         self.weights = list(weights)
 
@@ -143,7 +142,7 @@ class Terms(nn.Module):
 
     def __add__(self, other: Objective | Terms) -> Terms:
         other = Terms.of(other)
-        return Terms([*self, *other], self.weights + other.weights)
+        return Terms([*self, *other], self.weights + other.weights, self.names + other.names)
 
     def __mul__(self, weight: float | Schedule) -> Terms:
         schedule = weight if isinstance(weight, Schedule) else Constant(float(weight))
