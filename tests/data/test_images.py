@@ -146,6 +146,10 @@ def test_the_row_told_is_that_of_the_file(broken):
     split = load_source(broken("image").parent, validation=0.3).train
     with pytest.raises(DataError, match="train.parquet, row 23:"):
         split.load()
+    split = load_source(broken("size").parent, validation=0.3).train
+    loader = build_loader(split, batch_size=4, train=False, resident=False, workers=0)
+    with pytest.raises(DataError, match="train.parquet, row 23:"):
+        list(loader.batches())
 
 
 @given(data=st.data())

@@ -148,7 +148,12 @@ def test_labels_of_subsets_and_unusual_batches():
 
 def test_batches_are_cut_whatever_holds_them():
     mask = torch.ones(4, 2, dtype=torch.bool)
-    batch = Batch(({"a": INPUTS[:4]}, 7), LABELS[:4], mask=mask, extras={"names": ["x"], "w": torch.arange(4)})
+    batch = Batch(
+        ({"a": INPUTS[:4]}, 7),
+        LABELS[:4],
+        mask=mask,
+        extras={"names": ["x"], "w": torch.arange(4), "classes": torch.arange(7)},
+    )
 
     class One:
         def __iter__(self):
@@ -159,6 +164,7 @@ def test_batches_are_cut_whatever_holds_them():
     assert second.inputs[1] == 7
     assert second.mask.shape == (2, 2)
     assert second.extras["w"].tolist() == [2, 3]
+    assert second.extras["classes"].tolist() == list(range(7))  # has no row for each sample
     assert first.extras["names"] == ["x"]
 
 
