@@ -21,7 +21,7 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): PyTorch is large, the first time takes some minutes ..."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,lint,docs]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
 	@touch $@
 
 demo: $(READY)

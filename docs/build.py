@@ -45,7 +45,8 @@ def method_page(method: Method) -> str:
     note = card.evidence_note.rstrip(".")
     lines += ["", "## Evidence", "", f"**{card.evidence}**: {note}." if note else f"**{card.evidence}**."]
     if card.choices:
-        lines += ["", "Choices made where the paper leaves room:", "", *(f"- {choice.rstrip('.')}." for choice in card.choices)]
+        lines += ["", "Choices made where the paper leaves room:", ""]
+        lines += [f"- {choice.rstrip('.')}." for choice in card.choices]
     beside = "".join(f", {key}: {weight:g}" for key, weight in card.with_labels.items())
     lines += ["", "## Use", "", "```yaml", f"loss: {{{card.key}: {card.weight:g}{beside}}}", "```", ""]
     if method.function is not None:
@@ -69,7 +70,8 @@ def index_page(methods: dict[str, Method]) -> str:
     lines = ["# Methods", "", "| method | knowledge | paper | evidence | when |", "|---|---|---|---|---|"]
     for key, method in methods.items():
         card = method.card
-        lines.append(f"| [`{key}`]({key}.md) | {card.knowledge} | {card.title}, {card.year} | {card.evidence} | {card.use} |")
+        paper = f"{card.title}, {card.year}"
+        lines.append(f"| [`{key}`]({key}.md) | {card.knowledge} | {paper} | {card.evidence} | {card.use} |")
     return "\n".join(lines) + "\n"
 
 
