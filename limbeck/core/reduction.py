@@ -82,6 +82,13 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor | None = None, l
             )
 
 
+def check_features(student_feature: Tensor, teacher_feature: Tensor, least: int = 2) -> None:
+    """Refuse features that are not floating tensors of one shape."""
+    check_floating(student_feature, "student_feature", least)
+    check_floating(teacher_feature, "teacher_feature", least)
+    check_same_shape(teacher_feature, student_feature, "teacher_feature", "student_feature")
+
+
 def check_floating(tensor: Tensor, name: str, least: int = 1) -> None:
     """Refuse what is not a floating-point tensor with at least ``least`` dimensions."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim < least:

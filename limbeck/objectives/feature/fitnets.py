@@ -12,7 +12,7 @@ from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.projectors import projector
-from limbeck.core.reduction import Reduction, check_floating, check_same_shape, reduce, widen
+from limbeck.core.reduction import Reduction, check_features, reduce, widen
 from limbeck.core.relations import channel_dim, project
 from limbeck.core.schedules import Schedule
 from limbeck.core.trace import Trace
@@ -51,9 +51,7 @@ def fitnets_loss(
         >>> fitnets_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 1.0]]))
         tensor(1.)
     """
-    check_floating(student_feature, "student_feature", least=2)
-    check_floating(teacher_feature, "teacher_feature", least=2)
-    check_same_shape(teacher_feature, student_feature, "teacher_feature", "student_feature")
+    check_features(student_feature, teacher_feature)
     gap = widen(student_feature) - widen(teacher_feature.detach())
     values = 0.5 * gap.square().mean(dim=channel_dim(gap))
     return reduce(values, mask, reduction)
