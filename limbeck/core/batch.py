@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.errors import DataError
 from limbeck.core.reduction import fit_mask
 
-Unit = Literal["samples", "positions", "labels"]
+Unit = str  # "samples", "positions", "labels", or the name of a mask in a batch's extras (boxes, aligned tokens)
 
 
 @dataclass
@@ -63,8 +63,14 @@ class Batch:
             labels = self.labels
             return self.size if labels is None or labels.is_floating_point() else labels.numel()
         if unit != "labels":
+            places = self.extras.get(unit)
+            if isinstance(places, Tensor) and places.dtype == torch.bool:
+                return places.sum()
             raise DataError(
-                "no such unit", where="normalizer", found=repr(unit), wanted="'samples', 'positions' or 'labels'"
+                "no such unit",
+                where="normalizer",
+                found=repr(unit),
+                wanted="'samples', 'positions' or 'labels', or a mask of that name in batch.extras",
             )
         labels = self.require("labels")
         if labels.is_floating_point():

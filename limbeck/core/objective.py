@@ -23,7 +23,7 @@ class Contract:
     """What an objective promises. The conformance suite checks every line of it.
 
     Args:
-        normalizer: The unit its mean runs over.
+        normalizer: The unit its mean runs over: ``samples``, ``positions``, ``labels``, or a mask in ``batch.extras``.
         at_equal: Its value where student and teacher agree; ``None`` where that is no fixed number.
         mask: It honours ``batch.mask``: a position that does not count changes nothing.
         decomposes: The mean over a batch is the weighted mean over its parts.

@@ -109,7 +109,7 @@ def evaluate_loss(
                 with autocast(progress.device, precision):
                     losses = distiller.forward(batch)  # not compiled: it would be built anew for this mode
                 weights = losses.weights
-                counts = {unit: count + batch.count(unit) for unit, count in counts.items()}  # type: ignore[arg-type]
+                counts = {unit: count + batch.count(unit) for unit, count in counts.items()}
                 sums = {name: sums.get(name, 0) + value for name, value in losses.terms.items()}
         if world > 1:
             for value in [*counts.values(), *sums.values()]:
