@@ -74,19 +74,21 @@ def _no_spare_class(case: Case) -> str | None:
 def spare_class(case: Case) -> None:
     """A class in which neither student nor teacher believes changes neither value nor gradient."""
     scene = case.scene()
-
-    def widen(logits: Tensor) -> Tensor:
-        return torch.cat([logits, logits.new_full((*logits.shape[:-1], 1), -1e4)], dim=-1)
-
     before = evaluate(case.objective(scene), scene)
-    wide = scene.change(widen, widen)
-    after = evaluate(case.objective(wide), wide)
-    require(
-        torch.allclose(before.value, after.value, rtol=1e-6, atol=1e-9),
-        f"the loss went from {before.value.item():.6g} to {after.value.item():.6g}",
-    )
-    for a, b in zip(before.student, after.student, strict=True):
-        require(torch.allclose(a, b[..., :-1], rtol=1e-5, atol=1e-9), "the gradient at the other classes changed")
+    for low in (-1e4, -torch.inf):
+
+        def widen(logits: Tensor, low: float = low) -> Tensor:
+            return torch.cat([logits, logits.new_full((*logits.shape[:-1], 1), low)], dim=-1)
+
+        wide = scene.change(widen, widen)
+        after = evaluate(case.objective(wide), wide)
+        require(
+            torch.allclose(before.value, after.value, rtol=1e-6, atol=1e-9),
+            f"with a class of logit {low} the loss went from {before.value.item():.6g} to {after.value.item():.6g}",
+        )
+        for a, b in zip(before.student, after.student, strict=True):
+            same = torch.allclose(a, b[..., :-1], rtol=1e-5, atol=1e-9)
+            require(same, f"with a class of logit {low} the gradient at the other classes changed")
 
 
 @check(lambda case: None if _bounded(case) else "it has no temperature", once=True)

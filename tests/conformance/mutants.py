@@ -99,7 +99,7 @@ class DetachesAFactor(Gap):
 @caught_by("inputs_untouched")
 class WorksInPlace(Response):
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        teacher.sub_(teacher.mean(dim=-1, keepdim=True))  # no prediction changes, but the teacher's tensor does
+        teacher.sub_(teacher.amax(dim=-1, keepdim=True))  # no prediction changes, but the teacher's tensor does
         return super().divergence(student, teacher)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ class Response(Objective):
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         p, q = (F.log_softmax(z / self.temperature, dim=-1) for z in (student, teacher))
-        return (q.exp() * (q - p)).sum(-1)
+        return (q.exp() * (q - p)).masked_fill(q == -torch.inf, 0.0).sum(-1)
 
 
 class Gap(Objective):
