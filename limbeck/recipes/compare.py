@@ -55,8 +55,8 @@ def compare(
     ``same_budget``     cross entropy for as many operations as distillation costs, teacher included: is it worth them?
     ==================  ================================================================================================
 
-    Where all controls are wanted, ``same_budget`` is left out if it would take more than five times the steps, as beside a
-    teacher that is large for its student; ``left_out`` says so.
+    Where all controls are wanted, ``same_budget`` is left out if it would take more than five times the steps, as
+    beside a teacher that is large for its student; ``left_out`` says so.
 
     A method is compared with each control seed by seed; intervals are Student's t over seeds, 95%. ``gain`` names the
     difference to the best control (by mean), with a verdict: ``gain``, ``loss`` or ``unclear``.

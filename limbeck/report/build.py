@@ -53,6 +53,12 @@ def _render(page: dict[str, Any]) -> str:
     )
     empty = dict.fromkeys(("warning", "said", "tiles", "table", "command", "recipe"))
     version = importlib.metadata.version("limbeck")
+    page["parts"] = [{"legend": None, **part} for part in page["parts"]]
+    for part in page["parts"]:
+        part["figures"] = [
+            {"title": None, "note": None, "legend": None, "square": False, **figure} for figure in part["figures"]
+        ]
+        part["width"] = {3: "three", 4: "four"}.get(len(part["figures"]), "")
     return environment.get_template("page.html.j2").render({**empty, "version": version, **page})
 
 

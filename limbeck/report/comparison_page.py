@@ -15,7 +15,18 @@ from limbeck.report.charts.span import axis, scale_for, span
 from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
 from limbeck.report.read import RunFacts, runs_of
 from limbeck.report.table import caption, difference
-from limbeck.report.words import cautions, count, digits_for, duration, findings, interval, number, percent, verdict
+from limbeck.report.words import (
+    cautions,
+    count,
+    digits_for,
+    duration,
+    findings,
+    interval,
+    number,
+    percent,
+    times,
+    verdict,
+)
 
 _COLORS = 8
 
@@ -26,7 +37,7 @@ def comparison_page(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
     colors = _colors(comparison)
     recipe = comparison["recipe"]
     return {
-        "title": comparison["name"],
+        "title": _title(comparison),
         "subtitle": _subtitle(comparison),
         "warning": _warning(comparison),
         "said": findings(comparison),
@@ -40,12 +51,18 @@ def comparison_page(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def _title(comparison: dict[str, Any]) -> str:
+    recipe = comparison["recipe"]
+    student, teacher = recipe["student"]["model"], (recipe.get("teacher") or {}).get("model")
+    return f"{student} learns from {teacher}" if teacher else str(student)
+
+
 def _subtitle(comparison: dict[str, Any]) -> str:
-    recipe, seeds = comparison["recipe"], len(comparison["seeds"])
-    student = recipe["student"]["model"]
-    teacher = (recipe.get("teacher") or {}).get("model")
-    pair = f"{student} learns from {teacher}" if teacher else student
-    return f"{pair} · {recipe['data']['source']} · {seeds} seed{'s' if seeds != 1 else ''}"
+    seeds, methods = len(comparison["seeds"]), comparison["methods"]
+    count_of = {role: sum(row["role"] == role for row in methods) for role in ("method", "control")}
+    parts = [f"{n} {role}{'s' if n != 1 else ''}" for role, n in count_of.items()]
+    data = comparison["recipe"]["data"]["source"]
+    return " · ".join([comparison["name"], f"data {data}", *parts, f"{seeds} seed{'s' if seeds != 1 else ''}"])
 
 
 def _warning(comparison: dict[str, Any]) -> str | None:
@@ -73,12 +90,12 @@ def _tiles(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         share = number(100 * first["parameters"] / teacher["parameters"], 1)
         tiles.append(("teacher", count(teacher["parameters"]), f"parameters; the student has {share} % of them"))
     if first.get("latency_ms") and teacher.get("latency_ms"):
-        times = number(teacher["latency_ms"] / first["latency_ms"], 1)
-        note = f"the teacher takes {number(teacher['latency_ms'])} ms, {times} times as long"
+        longer = times(teacher["latency_ms"] / first["latency_ms"])
+        note = f"the teacher takes {number(teacher['latency_ms'])} ms, {longer} times as long"
         tiles.append(("latency of one sample", f"{number(first['latency_ms'])} ms", note))
     if first.get("flops") and teacher.get("flops"):
-        times = number(teacher["flops"] / first["flops"], 1)
-        tiles.append(("operations of one sample", count(first["flops"]), f"the teacher takes {times} times as many"))
+        note = f"the teacher takes {times(teacher['flops'] / first['flops'])} times as many"
+        tiles.append(("operations of one sample", count(first["flops"]), note))
     return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
 
 
@@ -131,7 +148,7 @@ def _line(row: dict[str, Any], digits: int, scale: Any, marks: Sequence[float], 
         _cell(f"{mark}{word}", "", "wide", chip=chip) if word else _cell("best control" if best else "", "", "wide")
     )
     cells = [
-        _cell(percent(accuracy["mean"], digits), "accuracy %", small=interval(accuracy, digits) or None),
+        _cell(percent(accuracy["mean"], digits), "accuracy %", "first", small=interval(accuracy, digits) or None),
         _cell("", "", "picture", picture=picture),
         _cell(difference(gain, digits), "points over best control", "wide"),
         judged,
@@ -195,12 +212,12 @@ def _curves(
         series = [Series(r["name"], colors[r["entry"]], [_points(run, key) for run in runs[r["entry"]]]) for r in rows]
         picture = curves(series, title, form)
         if picture is not None:
-            figures.append({"title": title, "picture": picture, "note": None})
+            figures.append({"title": title, "picture": picture})
             legend = [{"name": s.name, "cls": s.cls} for s in series]
     if not figures:
         return None
     note = "Mean over seeds; bands from the lowest to the highest seed. Controls are dashed."
-    return {"title": "Training", "note": note, "figures": figures, "small": False, "legend": legend}
+    return {"title": "Training", "note": note, "figures": figures, "legend": legend}
 
 
 def _points(run: RunFacts, key: str) -> list[tuple[float, float]]:

@@ -22,6 +22,7 @@ def reliability_section(models: Sequence[Model]) -> Section | None:
     figures = [
         {
             "title": name,
+            "square": True,
             "picture": reliability(name, facts["reliability"], cls.split()[0]),
             "note": f"calibration error (ECE) {number(100 * facts['ece'], 1)} points, NLL {number(facts['nll'], 3)}",
         }
@@ -31,7 +32,7 @@ def reliability_section(models: Sequence[Model]) -> Section | None:
         "Samples by the confidence of the class named first. A calibrated model's bars end on the diagonal; red marks "
         "what is missing or too much."
     )
-    return {"title": "Calibration", "note": note, "figures": figures, "small": True, "legend": None}
+    return {"title": "Calibration", "note": note, "figures": figures}
 
 
 def classes_section(models: Sequence[Model]) -> Section | None:
@@ -42,13 +43,12 @@ def classes_section(models: Sequence[Model]) -> Section | None:
     size = len(known[0][2]["per_class"]["accuracy"])
     known = [m for m in known if len(m[2]["per_class"]["accuracy"]) == size]
     names = known[0][2]["per_class"].get("names") or [str(c) for c in range(size)]
-    picture = by_class(names, [(name, cls, facts["per_class"]["accuracy"]) for name, cls, facts in known])
+    pictures = by_class(names, [(name, cls, facts["per_class"]["accuracy"]) for name, cls, facts in known])
     few = f" The {MOST} classes on which the models differ most are shown, of {size}." if size > MOST else ""
     return {
         "title": "Accuracy by class",
         "note": f"Where the models differ, and where all of them fail.{few}",
-        "figures": [{"title": None, "picture": picture, "note": None}],
-        "small": False,
+        "figures": [{"picture": picture} for picture in pictures],
         "legend": [{"name": name, "cls": cls} for name, cls, _ in known],
     }
 
@@ -63,9 +63,7 @@ def layers_section(models: Sequence[Model]) -> Section | None:
         "title": "Which layers see the same",
         "note": f"Linear CKA, unbiased minibatch estimate over {samples} held-out samples: 1 for representations equal "
         "up to rotation and scale, 0 for unrelated ones. It compares representations, not skill.",
-        "figures": [{"title": name, "picture": heatmap(name, cka), "note": None} for name, cka in known],
-        "small": False,
-        "legend": None,
+        "figures": [{"title": name, "picture": heatmap(name, cka)} for name, cka in known],
     }
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from limbeck.core.errors import DataError
 
 
@@ -28,6 +30,18 @@ class RunFacts:
     status: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     recipe: str = ""
+
+    @property
+    def title(self) -> str:
+        """Who learns from whom, where the recipe tells."""
+        try:
+            recipe = yaml.safe_load(self.recipe)
+        except yaml.YAMLError:
+            recipe = None
+        if not isinstance(recipe, dict):
+            return self.name
+        student, teacher = ((recipe.get(role) or {}).get("model") for role in ("student", "teacher"))
+        return f"{student} learns from {teacher}" if student and teacher else str(student or self.name)
 
 
 def read_run(folder: Path) -> RunFacts:

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.report.charts.curves import Series, curves
 from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
 from limbeck.report.read import RunFacts
-from limbeck.report.words import count, digits_for, duration, number, percent, signed
+from limbeck.report.words import count, digits_for, duration, number, percent
 
 
 def run_page(run: RunFacts) -> dict[str, Any]:
@@ -19,12 +19,13 @@ def run_page(run: RunFacts) -> dict[str, Any]:
     layers = layers_section([("Student and teacher", "m0", result)])
     sections = [_curves(run.history), reliability_section(models), classes_section(models[::-1]), layers]
     return {
-        "title": str(result.get("name") or run.name),
+        "title": run.title,
         "subtitle": _subtitle(run),
         "warning": _warning(run),
         "tiles": _tiles(result, teacher),
         "said": _said(result, teacher),
         "parts": [section for section in sections if section],
+        "command": "limbeck run recipe.yaml" if run.recipe else None,
         "environment": environment_lines(status.get("environment", {}), _about(run)),
         "recipe": run.recipe,
         "footer": "One run with one seed. Whether it differs from a control by more than noise is for limbeck compare "
@@ -36,11 +37,12 @@ def _subtitle(run: RunFacts) -> str:
     result = run.result
     data = (result.get("data") or {}).get("name") or (result.get("data") or {}).get("source")
     parts = [
+        str(result.get("name") or run.name),
+        f"data {data}" if data else None,
         f"seed {result['seed']}" if "seed" in result else None,
-        f"{data}" if data else None,
         f"measured on {result['samples']} {result.get('split', 'held-out')} samples" if "samples" in result else None,
     ]
-    return " · ".join(p for p in parts if p) or "A run of limbeck"
+    return " · ".join(p for p in parts if p)
 
 
 def _warning(run: RunFacts) -> str | None:
@@ -89,7 +91,8 @@ def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     said = f"The student is right on {percent(result['accuracy'], digits)} % of held-out samples"
     if teacher.get("accuracy") is not None:
         gap = result["accuracy"] - teacher["accuracy"]
-        said += f", {signed(gap, digits)} points beside its teacher's {percent(teacher['accuracy'], digits)} %"
+        side = f"{percent(abs(gap), digits)} points {'above' if gap > 0 else 'below'}" if gap else "as often as"
+        said += f", {side} its teacher's {percent(teacher['accuracy'], digits)} %"
     if teacher.get("parameters"):
         said += f", with {number(100 * result['parameters'] / teacher['parameters'], 1)} % of its parameters"
     return [f"{said}."]
@@ -98,36 +101,29 @@ def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
 def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     train = [line for line in history if line.get("split") == "train"]
     checks = [line for line in history if line.get("split") == "validation"]
-    figures = []
     accuracy = [
-        Series("training", "k0 control", [_points(train, "accuracy")]),
         Series("validation", "m0", [_points(checks, "accuracy")]),
+        Series("training batches as seen", "k0 control", [_points(train, "accuracy")]),
     ]
     terms = list(dict.fromkeys(name for line in train for name in line.get("terms", {})))[:8]
     losses = [
         Series(name, f"m{i}", [[(line["step"], line["terms"][name]) for line in train if _known(line, name)]])
         for i, name in enumerate(terms)
     ]
-    for title, series, form, note in (
-        (
-            "Accuracy %",
-            accuracy,
-            lambda v: f"{100 * v:g}",
-            "Dashed: on the training batches as they were seen. Line: validation.",
-        ),
-        ("Loss by term, before weights", losses, lambda v: f"{v:.3g}", _legend(losses)),
+    rates = [Series("learning rate", "k0", [_points(train, "lr")])]
+    figures = []
+    for title, series, form in (
+        ("Accuracy %", accuracy, lambda v: f"{100 * v:g}"),
+        ("Loss by term, before weights", losses, lambda v: f"{v:.3g}"),
+        ("Learning rate", rates, lambda v: f"{v:.2g}"),
     ):
         picture = curves(series, title, form)
         if picture is not None:
-            figures.append({"title": title, "picture": picture, "note": note})
+            legend = [{"name": s.name, "cls": s.cls} for s in series] if len(series) > 1 else None
+            figures.append({"title": title, "picture": picture, "legend": legend})
     if not figures:
         return None
-    legend = [{"name": s.name, "cls": s.cls} for s in losses] if len(losses) > 1 else None
-    return {"title": "Training", "note": "From metrics.jsonl.", "figures": figures, "small": False, "legend": legend}
-
-
-def _legend(series: Sequence[Series]) -> str:
-    return ", ".join(s.name for s in series)
+    return {"title": "Training", "note": "From metrics.jsonl, by optimizer step.", "figures": figures}
 
 
 def _known(line: dict[str, Any], name: str) -> bool:

@@ -52,6 +52,15 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def times(value: float) -> str:
+    """How many times as much.
+
+    >>> times(18.42), times(1289.7)
+    ('18.4', '1290')
+    """
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
 def duration(seconds: float | None) -> str:
     """A time span.
 
@@ -72,12 +81,13 @@ def digits_for(samples: int) -> int:
 
 
 def interval(facts: dict[str, Any] | None, digits: int, sign: bool = False) -> str:
-    """An interval of shares in points: ``"91.2 to 93.0"``; empty where there is none."""
+    """An interval of shares (cut at 0 and 100) or of differences: ``"91.2 to 93.0"``; empty where there is none."""
     if not facts or not facts.get("interval"):
         return ""
-    form = signed if sign else percent
-    low, high = (form(x, digits) for x in facts["interval"])
-    return f"{low} to {high}"
+    low, high = facts["interval"]
+    if sign:
+        return f"{signed(low, digits)} to {signed(high, digits)}"
+    return f"{percent(max(low, 0.0), digits)} to {percent(min(high, 1.0), digits)}"
 
 
 def plus_minus(facts: dict[str, Any] | None, digits: int) -> str:
@@ -138,7 +148,8 @@ def cautions(comparison: dict[str, Any]) -> list[str]:
     said = [
         f"Intervals are 95%, Student's t over {seeds} seeds; differences are paired by seed. They speak of other seeds "
         "of this training on these data, not of other data, schedules or models.",
-        "A difference is called a gain or a loss only where its interval excludes zero.",
+        "A difference is called a gain or a loss only where its interval excludes zero. Intervals of accuracies are "
+        "shown cut at 0 and 100.",
     ]
     if methods > 1:
         said.append(

@@ -12,8 +12,8 @@ from limbeck.report.words import percent
 MOST = 30  # classes shown
 
 
-def by_class(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float | None]]]) -> Markup:
-    """Dots on one line for each class; the line spans from the worst model to the best.
+def by_class(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[float | None]]]) -> list[Markup]:
+    """Dots on one line for each class; the line spans from the worst model to the best. Many classes fill two pictures.
 
     Args:
         names: Of the classes.
@@ -22,19 +22,29 @@ def by_class(names: Sequence[str], models: Sequence[tuple[str, str, Sequence[flo
     order = sorted(range(len(names)), key=lambda c: -_spread([values[c] for _, _, values in models]))[:MOST]
     order.sort()
     known = [v for _, _, values in models for c in order if (v := values[c]) is not None]
-    low = min(known, default=0.0)
-    low = max(0.0, (int(low * 20) - 1) / 20)  # down to a step of five percent
-    left = 14 + 6.3 * max(len(_short(names[c])) for c in order)
-    height = 22.0 * len(order) + 34
+    low = max(0.0, (int(min(known, default=0.0) * 20) - 1) / 20)  # down to a step of five percent
+    half = (len(order) + 1) // 2 if len(order) > 5 else len(order)
+    left = 16 + 6.3 * max(len(_short(names[c])) for c in order)
+    return [_picture(part, low, left, names, models) for part in (order[:half], order[half:]) if part]
+
+
+def _picture(
+    order: Sequence[int],
+    low: float,
+    left: float,
+    names: Sequence[str],
+    models: Sequence[tuple[str, str, Sequence[float | None]]],
+) -> Markup:
+    height = 24.0 * len(order) + 44
     canvas = Canvas(420, height, f"Accuracy by class: {', '.join(name for name, _, _ in models)}")
     x = Scale(low, 1.0, left, 408)
     for value in ticks(low, 1.0, 5):
-        canvas.line(x(value), 8, x(value), height - 26, "grid")
-        canvas.text(x(value), height - 12, f"{100 * value:.0f}", anchor="middle")
-    canvas.text(0, height - 12, "accuracy %")
+        canvas.line(x(value), 6, x(value), height - 36, "grid")
+        canvas.text(x(value), height - 21, f"{100 * value:.0f}", anchor="middle")
+    canvas.text(408, height - 4, "accuracy %", anchor="end")
     for row, c in enumerate(order):
-        y = 18 + 22.0 * row
-        canvas.text(left - 8, y + 4, _short(names[c]), anchor="end")
+        y = 18 + 24.0 * row
+        canvas.text(left - 10, y + 4, _short(names[c]), anchor="end")
         values = [v for _, _, vs in models if (v := vs[c]) is not None]
         if values:
             canvas.line(x(min(values)), y, x(max(values)), y, "range")

@@ -18,8 +18,8 @@ def heatmap(name: str, cka: dict[str, Any]) -> Markup:
     left = 22 + 6.3 * longest
     cell = (412 - left) / max(len(columns), 1)
     tall = min(cell, 40.0)
-    depth = 14 + 6.0 * max((len(_short(c)) for c in columns), default=0) * 0.72
-    canvas = Canvas(420, 20 + tall * len(rows) + depth + 14, f"CKA of {name} and its teacher by layer")
+    depth = 10 + 4.0 * max((len(_short(c)) for c in columns), default=0)
+    canvas = Canvas(420, 30 + tall * len(rows) + depth, f"CKA of {name} and its teacher by layer")
     canvas.text(left, 12, "teacher →", cls="tick")
     canvas.text(0, 12, "student ↓", cls="tick")
     for i, row in enumerate(rows):

@@ -12,8 +12,8 @@ from limbeck.report.words import percent
 
 def reliability(name: str, bins: dict[str, Any], cls: str) -> Markup:
     """Bars of accuracy by confidence, the diagonal of a calibrated model, and below it where the confidences lie."""
-    canvas = Canvas(300, 320, f"Reliability of {name}: accuracy by confidence")
-    x, y = Scale(0, 1, 38, 290), Scale(0, 1, 232, 10)
+    canvas = Canvas(300, 316, f"Reliability of {name}: accuracy by confidence")
+    x, y = Scale(0, 1, 38, 290), Scale(0, 1, 232, 22)
     shares = {v: f"{100 * v:.0f}" for v in (0, 0.25, 0.5, 0.75, 1)}
     axes(canvas, x, y, {}, shares)
     edges, counts, total = bins["edges"], bins["count"], sum(bins["count"]) or 1
@@ -33,5 +33,5 @@ def reliability(name: str, bins: dict[str, Any], cls: str) -> Markup:
     canvas.line(38, 262, 290, 262, "axis")
     canvas.text(38, 312, "share of samples")
     canvas.text(290, 312, "confidence %", anchor="end")
-    canvas.text(44, 22, "accuracy %")
+    canvas.text(0, 11, "accuracy %")
     return canvas.markup()

@@ -1,0 +1,31 @@
+"""The table: one line for each of teacher, controls and methods, the same text from the same file."""
+
+import json
+
+from limbeck.report import COLUMNS, markdown_table, rows
+
+
+def test_lines_and_cells(comparison):
+    lines = rows(comparison)
+    assert [line[0] for line in lines] == ["teacher", "No teacher", "Label smoothing", "KD", "DKD", "DIST"]
+    assert all(len(line) == len(COLUMNS) for line in lines)
+    cells = dict(zip(COLUMNS, lines[3], strict=False))
+    assert cells["accuracy %"].startswith("95.3 ± ")
+    assert cells["vs best control"].startswith("+4.1 (+")
+    assert lines[3][3] == "gain"
+    assert lines[2][3] == "best control"
+    assert lines[1][3] == "control"
+
+
+def test_markdown_is_made_of_the_file_alone(comparison):
+    text = markdown_table(json.loads(json.dumps(comparison)))
+    assert text == markdown_table(comparison)
+    lines = text.splitlines()
+    assert all(line.count("|") == len(COLUMNS) + 1 for line in lines[:8])
+    assert comparison["command"] in text
+    assert "359 test samples" in text
+
+
+def test_a_bar_in_a_name_does_not_break_the_table(comparison):
+    comparison["methods"][2]["name"] = "KD (a|b)"
+    assert "KD (a\\|b)" in markdown_table(comparison)
