@@ -126,12 +126,13 @@ def pack_random(device: torch.device) -> dict[str, Tensor]:
 
 def unpack_random(states: dict[str, Tensor], device: torch.device) -> None:
     """Put back what ``pack_random`` took."""
-    torch.set_rng_state(states["torch"].cpu())
+    states = {k: v.cpu().clone() for k, v in states.items()}  # torch reads its state from the storage's beginning
+    torch.set_rng_state(states["torch"])
     position, has_gauss, gauss = states["numpy_rest"].tolist()
-    keys = states["numpy"].cpu().numpy().astype(np.uint32)
+    keys = states["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     version, *words = states["python"].tolist()
     spare = float(states["python_rest"])
     random.setstate((version, tuple(words), None if math.isnan(spare) else spare))
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+        torch.cuda.set_rng_state(states["cuda"], device)
