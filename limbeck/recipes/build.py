@@ -15,7 +15,7 @@ from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.data.build import build_loader
 from limbeck.data.loader import Loader
-from limbeck.data.order import hold_out
+from limbeck.data.order import epoch_order
 from limbeck.data.sources.load import load_source
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
@@ -32,14 +32,21 @@ def source_of(data: Data) -> DataSource:
 
 
 def fewer(split: Split, samples: int | None, seed: int = 0) -> Split:
-    """So many samples of a split, evenly from the classes and the same for everybody; ``None``: all of them."""
+    """So many samples of a split, evenly from the classes and the same for everybody; ``None``: all of them.
+
+    >>> fewer(load_source("digits").train, 30).labels.bincount().tolist()
+    [3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
+    """
     count = split.samples
     if samples is None or count is None or samples >= count:
         return split
-    labels = split.labels
-    by_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
-    _, chosen = hold_out(labels if labels is not None and by_class else count, samples / count, seed)
-    return split.subset(chosen)
+    order, labels = epoch_order(count, seed, 0), split.labels
+    if labels is not None and labels.ndim == 1 and not labels.is_floating_point():
+        order = order[labels[order].argsort(stable=True)]
+        _, sizes = labels[order].unique_consecutive(return_counts=True)
+        place = torch.arange(count) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        order = order[((place + 0.5) / sizes.repeat_interleave(sizes)).argsort(stable=True)]
+    return split.subset(order[:samples].sort().values)
 
 
 def train_loader(data: Data, split: Split, seed: int, device: torch.device | str = "cpu") -> Loader:

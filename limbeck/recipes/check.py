@@ -50,10 +50,10 @@ def check(recipe: str | os.PathLike[str] | Recipe, overrides: Sequence[str] = ()
         recipe: A file, a shipped recipe's name, a run's folder, or a recipe in hand.
         overrides: Settings to change, such as ``"train.epochs=5"``.
 
-    >>> for problem in check("digits", ["train.epochs=-1", "loss=kdd"]):
+    >>> for problem in check("digits", ["train.epochs=-1", "loss=fitnet"]):
     ...     print(problem)
     train.epochs: this cannot be; found -1; wanted greater than or equal to 1
-    loss.kdd: no such method; found 'kdd'; did you mean 'kd'?
+    loss.fitnet: no such method; found 'fitnet'; did you mean 'fitnets'?
     """
     try:
         document = Document(recipe.written(), recipe.name) if isinstance(recipe, Recipe) else read(recipe, overrides)
