@@ -92,7 +92,7 @@ def test_second_stage_as_it_is_asked_for(models):
 def test_the_hint_stage_moves_the_lower_part_only(models, data):
     student, teacher = models
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    hint, _ = build("hint_then_kd").stages(student, FitNets("layer2"), teacher, TrainConfig(epochs=16))
+    hint, _ = build("hint_then_kd").stages(student, FitNets("layer2"), teacher, TrainConfig(epochs=64))
     ran = []
     student.layer3.register_forward_hook(lambda *_: ran.append(student.training))
     result = fit([hint], data, data, quiet=True)
@@ -100,8 +100,8 @@ def test_the_hint_stage_moves_the_lower_part_only(models, data):
     assert changed == {k for k in before if not k.startswith(("layer3", "linear"))}
     assert True not in ran  # it stops at its tap
     assert result.validation.keys() == {"total", "terms"}
-    scores = [line["total"] for line in result.history if line["split"] == "validation"]
-    assert scores[-1] < scores[0]
+    losses = [line["total"] for line in result.history if line["split"] == "train"]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_both_stages_train(models, data):
