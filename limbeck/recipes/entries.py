@@ -55,7 +55,7 @@ class Entry:
     @property
     def slug(self) -> str:
         """A name for folders."""
-        return re.sub(r"[^A-Za-z0-9_.]+", "-", self.entry).strip("-.")
+        return re.sub(r"[^A-Za-z0-9_.+-]", "-", self.entry).strip("-.+")
 
     def recipe(self, base: Recipe, seed: int) -> Recipe:
         """The recipe of one of its runs."""

@@ -23,7 +23,9 @@ def compared(tmp_path_factory) -> Path:
 
     small = [
         "data.samples=100",
+        "data.batch_size=32",
         "train.epochs=2",
+        "train.validate_epochs=1",
         "teacher={model: mlp_16, train: {epochs: 2}}",
         "student={model: mlp_8}",
     ]
