@@ -143,7 +143,7 @@ def _blocks(places: dict[str, Place]) -> list[Spot]:
     Where no two of them map the same shape to the same shape and each holds repeated modules in turn, they are stages,
     and the blocks are one level down.
     """
-    candidates = _repeated(places)
+    candidates, descended = _repeated(places), False
     while candidates:
         outer = [p for p in candidates if not any(_inside(p.name, q.name) for q in candidates)]
         weight: Counter[str] = Counter()
@@ -152,9 +152,10 @@ def _blocks(places: dict[str, Place]) -> list[Spot]:
         chosen = [p for p in outer if p.module == max(weight, key=lambda m: weight[m])]
         inner = [p for p in candidates if any(_inside(p.name, q.name) for q in chosen)]
         distinct = len({(p.inputs, p.shape) for p in chosen}) == len(chosen)
-        if not (distinct and all(any(_inside(p.name, q.name) for p in inner) for q in chosen)):
+        stages = distinct and not descended and all(any(_inside(p.name, q.name) for p in inner) for q in chosen)
+        if not stages:
             return [_spot(p) for p in sorted(chosen, key=lambda p: p.order)]
-        candidates = inner
+        candidates, descended = inner, True
     raise TapError(
         "this model has no repeated blocks", where="blocks", remedy="name the places; limbeck taps lists them"
     )
