@@ -11,6 +11,7 @@ tensor operations, so that a compiled step is not rebuilt when progress moves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -94,7 +95,7 @@ class WarmUp(Schedule):
     until: float = 0.1
 
     def at(self, progress: Tensor) -> Tensor:
-        return (progress / max(self.until, 1e-12)).clamp(max=1.0)
+        return (progress / self.until).clamp(max=1.0) if self.until > 0 else torch.ones_like(progress)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Step(Schedule):
 
     def at(self, progress: Tensor) -> Tensor:
         passed = sum((progress >= m).to(progress.dtype) for m in self.milestones)
-        return self.value * torch.as_tensor(self.factor, dtype=progress.dtype) ** passed
+        return self.value * torch.full_like(progress, self.factor) ** passed
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Exponential(Schedule):
             )
 
     def at(self, progress: Tensor) -> Tensor:
-        return self.start * torch.as_tensor(self.end / self.start, dtype=progress.dtype) ** progress
+        return self.start * torch.full_like(progress, self.end / self.start) ** progress
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,15 @@ def parse_schedule(value: Any, where: str = "schedule") -> Schedule:
     if isinstance(value, Schedule):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError("not a number one can weigh with", where=where, found=value)
         return Constant(float(value))
-    if not isinstance(value, dict) or len(value) != 1:
+    options = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else ""
+    if not isinstance(value, dict) or not (options is None or isinstance(options, dict)):
         raise ConfigError(
             "not a schedule", where=where, found=repr(value), wanted="a number, or {name: {options}} with one name"
         )
-    ((name, options),) = value.items()
+    name = next(iter(value))
     kind = Schedule.known.get(str(name))
     if kind is None:
         raise ConfigError(
@@ -177,7 +181,7 @@ def parse_schedule(value: Any, where: str = "schedule") -> Schedule:
                 f"the schedule {name!r} has no such option",
                 where=f"{where}.{name}.{option}",
                 wanted=f"one of {', '.join(names)}",
-                remedy=did_you_mean(option, names),
+                remedy=did_you_mean(str(option), names),
             )
     try:
         return TypeAdapter(kind).validate_python(options or {})
