@@ -165,16 +165,7 @@ def load_plugin(name: str, where: str = "plugins") -> None:
             path = Path(name).resolve()
             if not path.is_file():
                 raise ConfigError("no such file", where=where, found=name)
-            if path.stem not in sys.modules:
-                spec = importlib.util.spec_from_file_location(path.stem, path)
-                assert spec is not None
-                assert spec.loader is not None
-                module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-                try:
-                    spec.loader.exec_module(module)
-                except BaseException:
-                    del sys.modules[path.stem]
-                    raise
+            _load_file(path)
         else:
             importlib.import_module(name)
     except ConfigError:
@@ -183,6 +174,23 @@ def load_plugin(name: str, where: str = "plugins") -> None:
         raise ConfigError(
             f"this plug-in cannot be imported: {type(error).__name__}: {error}", where=where, found=name
         ) from error
+
+
+def _load_file(path: Path) -> None:
+    """Run a file as a module, once. Where a module of its name is there already, it goes by its whole path."""
+    free = path.stem not in sys.modules or getattr(sys.modules[path.stem], "__file__", None) == str(path)
+    name = path.stem if free else str(path)
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def options_of(function: Callable[..., Any], name: str) -> type[BaseModel]:
