@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -110,6 +111,6 @@ def check_same_shape(first: Tensor, second: Tensor, first_name: str, second_name
 
 
 def check_positive(value: float, name: str) -> None:
-    """Refuse a setting that must be above zero."""
-    if not value > 0:
-        raise ConfigError("must be above zero", where=name, found=value)
+    """Refuse a setting that must be above zero, and finite."""
+    if not 0 < value < math.inf:
+        raise ConfigError("must be above zero" + " and finite" * (value == math.inf), where=name, found=value)
