@@ -26,6 +26,7 @@ from limbeck.report.words import (
     percent,
     times,
     verdict,
+    who_learns,
 )
 
 _COLORS = 8
@@ -52,9 +53,8 @@ def comparison_page(comparison: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _title(comparison: dict[str, Any]) -> str:
-    recipe = comparison["recipe"]
-    student, teacher = recipe["student"]["model"], (recipe.get("teacher") or {}).get("model")
-    return f"{student} learns from {teacher}" if teacher else str(student)
+    recipe, first, teacher = comparison["recipe"], comparison["methods"][0], comparison.get("teacher") or {}
+    return who_learns(recipe, first["parameters"], teacher.get("parameters"))
 
 
 def _subtitle(comparison: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def _table(comparison: dict[str, Any], colors: dict[str, str]) -> dict[str, Any]
     lines = [_teacher_line(teacher, digits)] if teacher else []
     for row in sorted(rows, key=lambda r: (r["role"], -r["accuracy"]["mean"])):
         lines.append(_line(row, digits, scale, marks, colors[row["entry"]], row["entry"] == best))
-    names = ("accuracy %", "", "vs best control", "", "agree %", "ECE", "latency ms", "steps", "s / run")
+    names = ("accuracy %", "", "vs best control", "", "agree %", "ECE %", "latency ms", "steps", "s / run")
     columns = [{"name": n, "picture": i == 1} for i, n in enumerate(names)]
     return {
         "title": "Methods and controls",
@@ -130,7 +130,7 @@ def _teacher_line(teacher: dict[str, Any], digits: int) -> dict[str, Any]:
     cells = [
         _cell(percent(teacher.get("accuracy"), digits), "accuracy %"),
         *(_cell("") for _ in range(4)),
-        _cell(number(100 * teacher["ece"], 1) if "ece" in teacher else "", "ECE"),
+        _cell(number(100 * teacher["ece"], 1) if "ece" in teacher else "", "ECE %"),
         _cell(number(teacher.get("latency_ms")), "latency ms"),
         *(_cell("") for _ in range(2)),
     ]
@@ -153,7 +153,7 @@ def _line(row: dict[str, Any], digits: int, scale: Any, marks: Sequence[float], 
         _cell(difference(gain, digits), "points over best control", "wide"),
         judged,
         _cell(percent(row["agreement"]["mean"]) if row.get("agreement") else "", "agreement %"),
-        _cell(number(100 * row["ece"]["mean"], 1) if row.get("ece") else "", "ECE"),
+        _cell(number(100 * row["ece"]["mean"], 1) if row.get("ece") else "", "ECE %"),
         _cell(number(row["latency_ms"]), "latency ms"),
         _cell(str(row["steps"]), "steps"),
         _cell(number(row["seconds"]["mean"], 1), "s / run"),

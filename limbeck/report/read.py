@@ -32,16 +32,13 @@ class RunFacts:
     recipe: str = ""
 
     @property
-    def title(self) -> str:
-        """Who learns from whom, where the recipe tells."""
+    def settings(self) -> dict[str, Any]:
+        """The recipe's values; none where it cannot be read."""
         try:
-            recipe = yaml.safe_load(self.recipe)
+            values = yaml.safe_load(self.recipe)
         except yaml.YAMLError:
-            recipe = None
-        if not isinstance(recipe, dict):
-            return self.name
-        student, teacher = ((recipe.get(role) or {}).get("model") for role in ("student", "teacher"))
-        return f"{student} learns from {teacher}" if student and teacher else str(student or self.name)
+            values = None
+        return values if isinstance(values, dict) else {}
 
 
 def read_run(folder: Path) -> RunFacts:

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.report.charts.curves import Series, curves
 from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
 from limbeck.report.read import RunFacts
-from limbeck.report.words import count, digits_for, duration, number, percent
+from limbeck.report.words import count, digits_for, duration, number, percent, who_learns
 
 
 def run_page(run: RunFacts) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def run_page(run: RunFacts) -> dict[str, Any]:
     layers = layers_section([("Student and teacher", "m0", result)])
     sections = [_curves(run.history), reliability_section(models), classes_section(models[::-1]), layers]
     return {
-        "title": run.title,
+        "title": who_learns(run.settings, result.get("parameters"), teacher.get("parameters")),
         "subtitle": _subtitle(run),
         "warning": _warning(run),
         "tiles": _tiles(result, teacher),

@@ -61,6 +61,20 @@ def times(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def who_learns(recipe: dict[str, Any], own: float | None, other: float | None) -> str:
+    """Student and teacher by the names of their models, told apart by their sizes where the names are the same.
+
+    >>> who_learns({"student": {"model": "resnet8"}, "teacher": {"model": "resnet56"}}, 78_000, 850_000)
+    'resnet8 learns from resnet56'
+    """
+    student, teacher = ((recipe.get(role) or {}).get("model") for role in ("student", "teacher"))
+    if not student or not teacher:
+        return str(student or "A run of limbeck")
+    if student == teacher and own and other and own != other:
+        return f"{student} ({count(own)}) learns from {teacher} ({count(other)})"
+    return f"{student} learns from {teacher}"
+
+
 def duration(seconds: float | None) -> str:
     """A time span.
 

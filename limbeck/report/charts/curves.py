@@ -60,7 +60,7 @@ def curves(
     x, y = Scale(0, last, 44, 408), Scale(low - (pad if least is None else 0), max(highs) + pad, 216, 12)
     thousands = last >= 10_000
     x_ticks = {v: f"{v / 1000:g}k" if thousands and v else f"{v:g}" for v in ticks(0, last, 5)}
-    axes(canvas, x, y, x_ticks, {v: form(v) for v in ticks(y.low, y.high, 4)})
+    axes(canvas, x, y, x_ticks, {v: form(v) for v in ticks(y.low, y.high, 5)})
     canvas.text(408, 246, "training step", anchor="end")
     for line, middle in drawn:
         if len(line.seeds) > 1:

@@ -29,12 +29,12 @@ def heatmap(name: str, cka: dict[str, Any]) -> Markup:
             value = cka["matrix"][i][j]
             x = left + j * cell
             says = f"{row} and {column}: {'not defined' if value is None else f'{value:.2f}'}"
-            strength = 0.0 if value is None else min(max(value, 0.0), 1.0)
+            strength = 0.0 if value is None else min(max(value, 0.0), 1.0) ** 2  # most pairs lie high: spread those
             canvas.add("rect", x=x, y=top, width=cell, height=tall, cls="cell-back")
             canvas.add("rect", x=x, y=top, width=cell, height=tall, cls="cell", fill_opacity=strength, title=says)
             if len(columns) <= _NUMBERS:
                 text = "–" if value is None else f"{value:.2f}".replace("-", "\u2212")
-                tone = "cell-text strong" if strength > 0.55 else "cell-text"
+                tone = "cell-text strong" if strength > 0.5 else "cell-text"
                 canvas.text(x + cell / 2, top + tall / 2 + 4, text, cls=tone, anchor="middle")
     under = 18 + len(rows) * tall + 12
     for j, column in enumerate(columns):

@@ -13,8 +13,14 @@ _WIDTH, _HEIGHT = 220, 26
 
 
 def scale_for(values: Sequence[float]) -> Scale:
-    """An axis that holds all of some shares."""
-    low, high = min(values), max(values)
+    """An axis that holds all of some shares, but for those far below the rest, which would press them together."""
+    ordered = sorted(values)
+    cuts = [
+        i
+        for i in range(1, len(ordered) // 2 + 1)
+        if len(ordered) - i > 2 and ordered[i] - ordered[i - 1] > 2 * (ordered[-1] - ordered[i]) > 0
+    ]
+    low, high = ordered[cuts[-1] if cuts else 0], ordered[-1]
     pad = 0.06 * (high - low) or 0.01
     return Scale(low - pad, high + pad, 8, _WIDTH - 8)
 
@@ -35,7 +41,7 @@ def span(
         mean: Its mean.
         ends: Of its interval; cut where they leave the axis.
         seeds: The single results.
-        scale: The shared axis.
+        scale: The shared axis; what lies left of it is told by an arrow.
         marks: Values to mark in every line: the best control's mean, say.
         cls: Class of colour.
     """
@@ -45,6 +51,12 @@ def span(
         canvas.line(scale(value), 0, scale(value), _HEIGHT, "grid")
     for value in marks:
         canvas.line(scale(value), 0, scale(value), _HEIGHT, "mark")
+    if scale(mean) < 1:
+        middle_left = f"10,{middle - 5} 2,{middle} 10,{middle + 5}"
+        canvas.add(
+            "polygon", points=middle_left, cls=f"arrow {cls}", title=f"{name}: {percent(mean, 2)}%, off the axis"
+        )
+        return canvas.markup()
     if ends is not None:
         low, high = (min(max(scale(e), 1), _WIDTH - 1) for e in ends)
         canvas.line(low, middle, high, middle, f"whisker {cls}")
