@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import statistics
 import sys
@@ -130,12 +131,22 @@ def _head(recipe: Recipe, seeds: list[int], command: str | None, began: float) -
         "name": recipe.name,
         "command": called if command is None else command,
         "started": round(began, 3),
-        "environment": {**environment(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "environment": {**environment(), **_machine()},
         "recipe": recipe.written(),
         "seeds": seeds,
         "metric": "accuracy",
         "interval": "Student's t over seeds, 95%",
     }
+
+
+def _machine() -> dict[str, Any]:
+    """What figures of speed depend on, and nothing that names this one machine."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.processor()
+    system = f"{platform.system()} {platform.machine()}"
+    return {"platform": system, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
