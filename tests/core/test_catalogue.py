@@ -87,11 +87,11 @@ def test_two_classes_cannot_share_a_key_but_one_may_be_loaded_twice() -> None:
 
 def test_a_function_is_named_after_its_method() -> None:
     with pytest.raises(ConfigError, match="mine_loss: a method's function is named after it; wanted other_loss"):
-        register(card("other"), mine_loss)(Objective)
+        register(card("other"), mine_loss)(type("Other", (Objective,), {}))
 
 
 def test_an_unknown_method_is_named_with_near_misses() -> None:
-    register(card())(Objective)
+    register(card())(type("Mine", (Objective,), {}))
     with pytest.raises(ConfigError, match="loss: no such method; found 'mien'; did you mean 'mine'"):
         catalogue.get("mien", where="loss")
 
