@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from limbeck.models import create, save_weights
 from limbeck.recipes.check import check
 from limbeck.recipes.document import dump
-from limbeck.recipes.load import load
+from limbeck.recipes.load import load, shipped
 from limbeck.recipes.problem import Problem
 
 GOOD = """\
@@ -260,3 +260,38 @@ def _there(target: Any, step: Any) -> bool:
         if isinstance(target, dict)
         else isinstance(target, list) and isinstance(step, int) and step < len(target)
     )
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.integers(0, len(GOOD)),
+    length=st.integers(0, 40),
+    typed=st.text("{}[]:,'\"&*!|>%@#-\n\t ayü1.\x07", max_size=12),
+)
+def test_no_slip_of_the_keyboard_makes_a_traceback(start: int, length: int, typed: str, write: Write) -> None:
+    path = write(GOOD)
+    path.write_text(GOOD[:start] + typed + GOOD[start + length :], encoding="utf-8")
+    assert all(str(problem).encode() for problem in check(path))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.text("abdseml.0=", max_size=12), value=st.sampled_from(["", "[", "5", "{a: 1}", "x", "=", "*a", "ü"]))
+def test_no_setting_makes_a_traceback(place: str, value: str) -> None:
+    assert all(str(problem) for problem in check("digits", [f"{place}{value}"]))
+
+
+_PAIRS = [name for name in shipped() if name != "digits"]
+_QUICK = "cifar10_vgg13_mobilenetv2"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == _QUICK else pytest.mark.slow) for n in _PAIRS])
+def test_the_crd_recipes_run_on_cifar10(name: str, shared_data: Path) -> None:
+    assert check(name, [f"data.source={shared_data / 'cifar10'}"]) == []
+
+
+def test_published_weights_fit(shared_data: Path) -> None:
+    weights = shared_data / "teachers" / "cifar10_resnet56.safetensors"
+    places = [f"data.source={shared_data / 'cifar10'}", f"teacher={{model: resnet56_a, weights: {weights}}}"]
+    assert check("cifar10_resnet56_resnet20", places) == []
+    problem = only(check("cifar10_resnet56_resnet20", [*places, "teacher.model=resnet56"]))
+    assert "write resnet{depth}_a" in str(problem)
