@@ -120,19 +120,25 @@ class _Check:
         source = self.attempt(("data", "source"), lambda: source_of(data))
         if source is None:
             return
-        samples = source.train.samples
-        for name, wanted in (("batch_size", data.batch_size), ("samples", data.samples)):
-            if samples is not None and wanted is not None and wanted > samples:
-                self.add(
-                    ("data", name),
-                    "there are not that many samples to train on",
-                    found=str(wanted),
-                    wanted=f"at most {samples}",
-                )
-        if data.samples and data.samples < data.batch_size <= (samples or 0):
-            self.add(("data", "batch_size"), "a batch is larger than data.samples", found=str(data.batch_size))
+        self.amounts(data, source)
+        self.held_out(source)
         if normal and len(augments) == len(data.augment):
             self.look(data, source)
+
+    def amounts(self, data: Data, source: DataSource) -> None:
+        """Whether there are as many samples as are asked for, and a batch of them."""
+        there, teacher = source.train.samples, self.usable.get("teacher")
+        if there is None:
+            return
+        asked = [(("data", "batch_size"), data.batch_size, there), (("data", "samples"), data.samples, there)]
+        if data.samples is not None and data.batch_size <= there:
+            asked[0] = (("data", "batch_size"), data.batch_size, min(data.samples, there))
+        if teacher is not None and teacher.samples is not None:
+            asked.append((("teacher", "samples"), teacher.samples, there))
+        for key, wanted, most in asked:
+            if wanted is not None and wanted > most:
+                message = "there are not that many samples to train on"
+                self.add(key, message, found=str(wanted), wanted=f"at most {most}")
 
     def look(self, data: Data, source: DataSource) -> None:
         """Read a few samples as training would."""
@@ -146,11 +152,14 @@ class _Check:
         if made is not None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
         self.info = DataInfo(train.samples, train.labels, split.class_count)
-        self.held_out(source)
 
     def held_out(self, source: DataSource) -> None:
-        """Whether what is measured on is of the same classes."""
-        classes = source.train.class_count
+        """Whether there is what the training is judged by, and of the same classes."""
+        train, classes = self.usable.get("train"), source.train.class_count
+        if train is not None and source.validation is None:
+            for name, asked in (("patience", train.patience is not None), ("select", train.select == "best")):
+                if asked:
+                    self.add(("train", name), "this needs validation data", remedy="give data.options.validation")
         for held in (source.validation, source.test):
             if held is not None and classes and held.class_count and held.class_count > classes:
                 self.add(("data", "source"), "a held-out split has classes that the training set lacks")
@@ -206,6 +215,9 @@ class _Check:
             if objective is None:
                 continue
             made[name] = objective
+            least, data = objective.contract.least_samples, self.usable.get("data")
+            if data is not None and data.batch_size < least:
+                self.add(key, f"this method needs batches of {least} or more", found=str(data.batch_size))
             for need in method.card.needs:
                 self.needs(key, need)
         learners = [name for name, objective in made.items() if objective.teacher_taps]

@@ -98,6 +98,7 @@ MISTAKES = {
     "data.source": ("nowhere", "no such data"),
     "data.options": ("{sead: 1}", "no such option"),
     "data.samples": ("5000", "not that many"),
+    "teacher.samples": ("5000", "at most 1259"),
     "data.normalize": ("imagnet", "did you mean 'imagenet'"),
     "data.augment": ("[{pad_crop: {padding: -1}}]", "whole number"),
     "data.batch_size": ("1.5", "valid integer"),
@@ -154,6 +155,10 @@ import torch
 def unlabelled():
     return torch.zeros(40, 1, 8, 8)
 
+def whole():
+    from limbeck.data import tensors
+    return tensors(torch.zeros(40, 1, 8, 8), torch.arange(40) % 10, validation=0)
+
 def vectors():
     return torch.zeros(40, 5), torch.arange(40) % 3
 """
@@ -166,6 +171,14 @@ def test_data_that_lack_what_a_method_needs(write: Write, tmp_path: Path) -> Non
     )
     assert "needs labels" in str(problems)
     assert "loss.cross_entropy" in places(problems)
+
+
+def test_nothing_to_judge_by(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(DATA_OF_MY_OWN)
+    data = "data={source: 'my_data:whole', batch_size: 8}"
+    assert check(write(GOOD), [data]) == []
+    problems = check(write(GOOD), [data, "train.patience=3", "train.select=best"])
+    assert {"train.patience", "train.select"} == set(places(problems))
 
 
 def test_models_that_do_not_take_the_data(write: Write, tmp_path: Path) -> None:
