@@ -12,7 +12,7 @@ import typer
 from limbeck.cli.methods import Json
 from limbeck.cli.recipes import RecipeName, Set
 from limbeck.cli.run import Quiet, checked, interruptible, threads_for_small_models
-from limbeck.cli.screen import print_json, print_table, print_text, say
+from limbeck.cli.screen import print_json, print_table, print_text, say, width
 
 _DEMO = ("kd", "dkd", "fitnets")
 _DEMO_CONTROLS = ("no_teacher", "label_smoothing", "random_teacher")
@@ -64,8 +64,7 @@ def _compare(
     recipe: Any, methods: list[str], seeds: int, controls: Any, folder: Path, quiet: bool, as_json: bool
 ) -> None:
     from limbeck.recipes import compare as comparison
-    from limbeck.report import build
-    from limbeck.report.table import COLUMNS, caption, rows
+    from limbeck.report import build, caption
 
     gc.freeze()  # what is imported stays: the engine's collections after each run need not walk over it
     facts = interruptible(comparison.compare, recipe, methods, seeds, controls, out=folder, quiet=quiet, say=say)
@@ -75,6 +74,20 @@ def _compare(
     if as_json:
         print_json(facts)
     else:
-        print_table(COLUMNS, rows(facts))
+        _table(facts)
         print_text(f"\n{caption(facts)}")
     say(f"the report is {page}")
+
+
+def _table(facts: dict[str, Any]) -> None:
+    """The comparison; on a narrow terminal without intervals of differences, steps and seconds."""
+    from limbeck.report import COLUMNS, rows
+
+    if width() >= _WIDE:
+        print_table(COLUMNS, rows(facts))
+        return
+    short = [(name, accuracy, gain.split(" ")[0], *rest[:4]) for name, accuracy, gain, *rest in rows(facts)]
+    print_table(("", "accuracy %", "gain", "", "agree %", "params", "ms"), short)
+
+
+_WIDE = 118

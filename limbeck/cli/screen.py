@@ -31,7 +31,14 @@ def print_json(value: Any) -> None:
 
 def print_text(text: str = "") -> None:
     """A result that people read."""
-    Console(highlight=False).print(text, markup=False, soft_wrap=True)
+    console = Console(highlight=False)
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
+def width() -> int:
+    """Characters in a line of stdout; many where it is no terminal."""
+    console = Console()
+    return console.width if console.is_terminal else _UNBOUND
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
@@ -43,10 +50,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
         table.add_column(name, justify="right" if rows and numbers[i] else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _UNBOUND
-    console.print(table)
+    Console(highlight=False, width=width()).print(table)
 
 
 def _is_number(cell: Any) -> bool:
