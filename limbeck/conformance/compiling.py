@@ -44,11 +44,18 @@ def compare(case: Case, backend: str, **options: Any) -> None:
                 gap <= 1e-5 * max(1.0, float(wanted.value.abs())),
                 f"step {step + 1}: compiled the loss is off by {gap:.2g}",
             )
-            for a, leaf in zip(wanted.student, tensors_of(fresh.student), strict=True):
-                grad = torch.zeros_like(a) if leaf.grad is None else leaf.grad
-                require(
-                    torch.allclose(a, grad, rtol=1e-4, atol=1e-6), f"step {step + 1}: compiled the gradient is another"
-                )
+            pairs: list[tuple[Tensor | None, Tensor | None]] = [
+                (a, leaf.grad) for a, leaf in zip(wanted.student, tensors_of(fresh.student), strict=True)
+            ]
+            pairs += [(wanted.own[name], p.grad) for name, p in other.named_parameters()]
+            for a, b in pairs:
+                if a is not None and bool(a.any()):
+                    off = float((a - (0 if b is None else b)).abs().max() / a.abs().max())
+                    require(off <= 3e-4, f"step {step + 1}: compiled the gradient is {off:.1%} off")
+            other.zero_grad()
+        for name, value in eager.state_dict().items():
+            close = torch.allclose(value.double(), other.state_dict()[name].double(), rtol=1e-4, atol=1e-6)
+            require(close, f"compiled it remembers another {name}")
     except torch._dynamo.exc.TorchDynamoException as error:
         raise Failure("it does not compile as one graph: " + " ".join(str(error).split())[:300]) from None
     finally:

@@ -72,7 +72,7 @@ def _misfits(case: Case, scene: Scene) -> Iterator[tuple[str, Scene, bool]]:
         return lambda t: t[:number] if t.shape[:1] == (size,) else t
 
     yield "a student's tensor of whole numbers", scene.change(lambda t: t.long()), False
-    yield "a student's tensor without dimensions but samples", scene.change(lambda t: t.flatten(1).sum(1)), False
+    yield "a student's tensor without dimensions but samples", scene.change(_flat), False
     if not case.teacherless:
         yield "a teacher's tensor of whole numbers", scene.change(None, lambda t: t.long()), False
         yield "a teacher's tensor with a sample too few", scene.change(None, rows(size - 1)), False
@@ -99,6 +99,10 @@ def bad_mask(case: Case) -> None:
         ("a mask that is not boolean", case.mask.double()),
     ):
         _refused(lambda mask=mask: evaluate(objective, scene.change(mask=mask)), what)  # type: ignore[misc]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1).sum(1) if tensor.ndim > 1 else tensor.sum()
 
 
 def _more_classes(scene: Scene) -> Scene:

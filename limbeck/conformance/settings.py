@@ -94,7 +94,7 @@ def sequences(classes: int = 5) -> Setting:
 def given(
     student: nn.Module | Maker, teacher: nn.Module | Maker | None, batch: Batch, data: DataInfo | None = None
 ) -> Setting:
-    """A user's own pair and batch. Models are copied, so that checks leave the user's own alone."""
+    """A user's own pair and batch, on the CPU. Models are copied, so that checks leave the user's own alone."""
     for name, model in (("student", student), ("teacher", teacher)):
         if model is not None and not callable(model):
             raise ConfigError(
@@ -107,14 +107,14 @@ def given(
         "given",
         _maker(student),
         _maker(teacher if teacher is not None else student),
-        lambda seed: batch,
+        lambda seed: batch.to("cpu"),
         data or DataInfo(),
         places=tuple(batch.mask.shape[1:]) if batch.mask is not None else (),
     )
 
 
 def _maker(model: nn.Module | Maker) -> Maker:
-    return (lambda: copy.deepcopy(model)) if isinstance(model, nn.Module) else model
+    return (lambda: copy.deepcopy(model).cpu()) if isinstance(model, nn.Module) else model
 
 
 def _ids(generator: torch.Generator) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 
 import limbeck.objectives  # noqa: F401  registers the methods
+from limbeck.conformance.case import Case
 from limbeck.conformance.compiling import compare
+from limbeck.conformance.scene import evaluate
 from limbeck.conformance.suite import Suite
 from limbeck.core import catalogue
 from limbeck.core.errors import LimbeckError
@@ -72,6 +76,23 @@ def test_it_keeps_its_promises(case: tuple[str, tuple[tuple[str, Any], ...]], ch
     assert not wrong, "\n".join(map(str, wrong))
     if all(r.status == "skipped" for r in results):
         pytest.skip("; ".join({r.detail for r in results}))
+
+
+def remembers(case: Case) -> bool:
+    """Whether a forward moves the state: only there do later steps hang on how a graph orders its writes."""
+    scene = case.scene()
+    objective = case.objective(scene)
+    before = copy.deepcopy(objective.state_dict())
+    return any(not torch.equal(v, before[k]) for k, v in evaluate(objective, scene).state.items())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_inductor_computes_the_same_where_a_method_remembers(key: str) -> None:
+    made = suite(key)
+    assert made is not None
+    if not remembers(made.cases[0]):
+        pytest.skip("it keeps no moving state")
+    compare(made.cases[0], "inductor")
 
 
 @pytest.mark.slow
