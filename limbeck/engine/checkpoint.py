@@ -1,9 +1,10 @@
 """Checkpoints: a folder of safetensors and JSON that is there as a whole or not at all.
 
-    checkpoints/step-00000100/student.safetensors ... state.json      last.json  best.json
+    checkpoints/step-00000100/student.safetensors ... state.json      last.json
+    best.safetensors  best.json
 
-A folder is written under a temporary name, every file is flushed to the disk, then it is renamed. ``state.json`` holds
-the checksum of every file and of itself, so damage is found before anything is used. Nothing is pickled.
+A checkpoint is written under a temporary name, every file is flushed to the disk, then it is renamed. ``state.json``
+holds the checksum of every file and of itself, so damage is found before anything is used. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Checkpoints:
 
     Args:
         folder: The run's folder.
-        keep: How many of the newest stay; the one that ``best.json`` names stays too.
+        keep: How many of the newest stay.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -86,7 +87,7 @@ class Checkpoints:
             _sync(temporary)
             temporary.rename(final)
             _sync(self.folder)
-            self.point("last", final.name, step=step)
+            write_json(self.root / "last.json", {"checkpoint": final.name, "step": step})
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"cannot be written: {error}", where=str(final)) from error
@@ -99,11 +100,6 @@ class Checkpoints:
         while (full := f"{name}-{number}" if number else name) in taken:
             number += 1
         return self.folder / full
-
-    def point(self, pointer: str, name: str, **facts: Any) -> None:
-        """Let ``last.json`` or ``best.json`` name a checkpoint."""
-        body = json.loads(json.dumps({"checkpoint": name, **facts}))
-        write_json(self.root / f"{pointer}.json", {**body, "checksum": _checksum(body)})
 
     def names(self) -> list[str]:
         """Folders that claim to be checkpoints, newest first."""
@@ -159,21 +155,41 @@ class Checkpoints:
             for path in self.folder.glob(".writing-*"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def best(self) -> str | None:
-        """The checkpoint that ``best.json`` names; ``None`` where it names none, or is damaged."""
+    def save_best(self, student: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write the best weights so far, ``best.safetensors``; ``best.json`` says why they are, and their checksum."""
+        file = self.root / "best.safetensors"
+        temporary = self.root / f".best-{os.getpid()}.safetensors"
         try:
-            body = json.loads((self.root / "best.json").read_bytes())
-            return str(body["checkpoint"]) if body.pop("checksum") == _checksum(body) else None
+            save_file(_alone(student), temporary, metadata={"format": "pt"})
+            _sync(temporary)
+            fingerprint = _fingerprint(temporary)
+            os.replace(temporary, file)
+            write_json(self.root / "best.json", {**facts, **fingerprint})
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"cannot be written: {error}", where=str(file)) from error
+
+    def best(self, step: int) -> dict[str, Tensor]:
+        """The best weights, which are those of this step.
+
+        Raises:
+            CheckpointError: They are missing, damaged, or of another step.
+        """
+        file = self.root / "best.safetensors"
+        try:
+            facts = json.loads((self.root / "best.json").read_bytes())
+            sound = facts["step"] == step and _fingerprint(file).items() <= facts.items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None
+            sound = False
+        if not sound:
+            raise CheckpointError(f"the best weights, of step {step}, are missing or damaged", where=str(file))
+        return load_file(file)
 
     def _prune(self) -> None:
-        best = self.best()
         for name in self.names()[self.keep :]:
-            if name != best:
-                going = self.folder / f".writing-{name}-old"  # a kill must not leave half a folder under its name
-                (self.folder / name).rename(going)
-                shutil.rmtree(going, ignore_errors=True)
+            going = self.folder / f".writing-{name}-old"  # a kill must not leave half a folder under its name
+            (self.folder / name).rename(going)
+            shutil.rmtree(going, ignore_errors=True)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration
 
 from limbeck.core.errors import ConfigError
 from limbeck.engine.config import TrainConfig
@@ -46,7 +47,7 @@ def make_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerato
         cpu=cpu,
         mixed_precision=_MIXED[config.precision],
         log_with=config.trackers or None,
-        project_dir=str(out) if config.trackers else None,
+        project_config=ProjectConfiguration(logging_dir=str(out / "trackers") if out is not None else None),
         # Micro-batches are weighed by what they count; accelerate must not divide the loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
@@ -94,6 +95,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
         return
     before = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from limbeck.core.errors import CheckpointError, ConfigError, TrainingError
+from limbeck.core.errors import ConfigError, TrainingError
 from limbeck.data.loader import Loader
 from limbeck.engine.checkpoint import Checkpoint, Checkpoints
 from limbeck.engine.device import flat
@@ -40,7 +40,7 @@ class Place:
         epoch: Which pass through the data.
         epoch_step: Steps done in it.
         validated: The step of the last validation.
-        best: The best validation so far: value, step and checkpoint.
+        best: The best validation so far: metric, value and step over the whole run.
         waited: Validations since then.
         ended: The stage stops before its last step.
     """
@@ -97,6 +97,7 @@ class Run:
         self.scores: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None  # of the last stage that was judged
         self.found: Checkpoint | None = None
+        self._scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         self._best_weights: dict[str, Tensor] | None = None
         self._saved_at, self._logged_at = time.monotonic(), time.perf_counter()
         self.identity: dict[str, Any] = {}
@@ -181,7 +182,7 @@ class Run:
         self.place, self.scores, self.best = Place(**state["place"]), state["scores"], state["best"]
         if not self.journal.open(state["metrics"], state["seconds"]):
             self.bar.say(f"{self.journal.path} is shorter than when the checkpoint was written: lines are missing")
-        load_into(self.student, self.found.tensors("student"), self.found)
+        load_into(self.student, self.found.tensors("student"), self.found.path)
         if state["stage_done"]:
             self.before, self.number = self.steps, self.number + 1
             self.place, self.found = Place(), None
@@ -209,6 +210,8 @@ class Run:
         self.step, self._best_weights = step, None
         if self.found is None:
             self.place = Place()
+            if self._scaler is not None:  # as in a run that begins with this stage
+                self.accelerator.scaler.load_state_dict(self._scaler)
         else:
             self._restore(self.found, step)
             self.found = None
@@ -252,12 +255,10 @@ class Run:
             self.validate()
         best = self.place.best
         if config.select == "best" and best is not None and best["step"] != self.steps:
-            self._take_best(step)
+            self._take_best(best["step"])
         elif step.ema is not None:
             step.ema.keep()
-        path = self.save(stage_done=True)
-        if best is not None and best["step"] == self.steps:
-            self._point_to_best(path)
+        self.save(stage_done=True)
         self.before, self.number, self.step = self.steps, self.number + 1, None
         self.place = Place()
 
@@ -337,12 +338,6 @@ class Run:
         step.judged(scores[config.monitor])
         self._say("validation", scores)
         self._logged_at = time.perf_counter()
-        if place.waited == 0 and place.step != step.total:  # else the stage's last checkpoint is the best
-            self._point_to_best(self.save())
-
-    def _point_to_best(self, path: Path | None) -> None:
-        if self.checkpoints is not None and path is not None:
-            self.checkpoints.point("best", path.name, stage=self.stage.name, **(self.place.best or {}))
 
     def _judge(self, scores: dict[str, Any]) -> None:
         place, config = self.place, self.stage.config
@@ -351,24 +346,26 @@ class Run:
         if value == value and (place.best is None or sign * value > sign * place.best["value"]):
             place.best, place.waited = {"metric": config.monitor, "value": value, "step": self.steps}, 0
             self.best = place.best
-            if config.select == "best" and self.checkpoints is None:
-                self._best_weights = {k: v.clone() for k, v in self.student.state_dict().items()}
+            self._keep_best(place.best)
         else:
             place.waited += 1
             place.ended = config.patience is not None and place.waited >= config.patience
 
-    def _take_best(self, step: Step) -> None:
-        if self._best_weights is not None:
+    def _keep_best(self, best: dict[str, Any]) -> None:
+        """Keep the weights that were judged: the averaged ones, where there are such."""
+        if self.checkpoints is None:
+            if self.stage.config.select == "best":
+                self._best_weights = {k: v.clone() for k, v in self.student.state_dict().items()}
+        elif self.main:
+            self.checkpoints.save_best(self.student.state_dict(), {"stage": self.stage.name, **best})
+
+    def _take_best(self, step: int) -> None:
+        if self.checkpoints is None:
+            assert self._best_weights is not None
             self.student.load_state_dict(self._best_weights)
             return
-        assert self.checkpoints is not None
-        name = self.checkpoints.best()
-        if name is None:
-            raise CheckpointError("there is no best checkpoint", where=str(self.checkpoints.root / "best.json"))
-        best = self.checkpoints.read(name)
-        load_into(
-            self.student, best.tensors("ema" if step.ema is not None else "student"), best, strict=step.ema is None
-        )
+        self.accelerator.wait_for_everyone()
+        load_into(self.student, self.checkpoints.best(step), self.checkpoints.root / "best.safetensors")
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

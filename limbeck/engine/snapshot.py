@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def unpack(step: Step, scaler: Any, found: Checkpoint) -> None:
         CheckpointError: Its tensors do not fit.
     """
     student = {f"student.{k}": v for k, v in found.tensors("student").items()}
-    load_into(step.distiller, student | found.tensors("objectives"), found)
+    load_into(step.distiller, student | found.tensors("objectives"), found.path)
     optimizer = found.tensors("optimizer")
     for turn, player in step.players.items():
         own = {k.removeprefix(f"{turn}/"): v for k, v in optimizer.items() if k.startswith(f"{turn}/")}
@@ -57,14 +58,14 @@ def unpack(step: Step, scaler: Any, found: Checkpoint) -> None:
     step.meter.unpack(found.state["meter"])
 
 
-def load_into(module: nn.Module, tensors: dict[str, Tensor], found: Checkpoint, strict: bool = True) -> None:
+def load_into(module: nn.Module, tensors: dict[str, Tensor], place: Path) -> None:
     """Load a checkpoint's tensors into a module.
 
     Raises:
         CheckpointError: Names or shapes do not fit.
     """
     try:
-        module.load_state_dict(tensors, strict=strict)
+        module.load_state_dict(tensors)
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"its tensors do not fit this run: {problem}", where=str(found.path)) from None
+        raise CheckpointError(f"its tensors do not fit this run: {problem}", where=str(place)) from None

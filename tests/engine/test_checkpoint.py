@@ -31,14 +31,24 @@ def test_round_trip(tmp_path):
     assert found.tensors("ema") == {}
 
 
-def test_newest_are_kept_and_the_best(tmp_path):
+def test_newest_are_kept(tmp_path):
     store = Checkpoints(tmp_path, keep=2)
     for step in range(1, 6):
         store.save(step, some(step), {})
-        if step == 2:
-            store.point("best", "step-00000002")
-    assert store.names() == ["step-00000005", "step-00000004", "step-00000002"]
-    assert json.loads((tmp_path / "last.json").read_text())["checkpoint"] == "step-00000005"
+    assert store.names() == ["step-00000005", "step-00000004"]
+    assert json.loads((tmp_path / "last.json").read_text()) == {"checkpoint": "step-00000005", "step": 5}
+
+
+def test_best_weights_are_those_of_their_step(tmp_path):
+    store = Checkpoints(tmp_path)
+    for step in (3, 7):
+        store.save_best(some(step)["student"], {"step": step, "metric": "nll", "value": 0.1})
+    assert torch.equal(store.best(7)["weight"], some(7)["student"]["weight"])
+    with pytest.raises(CheckpointError, match="of step 3, are missing or damaged"):
+        store.best(3)
+    damage(tmp_path / "best.safetensors", "flip", 0.99)
+    with pytest.raises(CheckpointError, match="best.safetensors"):
+        store.best(7)
 
 
 def test_nothing_is_written_over(tmp_path):

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from limbeck.core.errors import ConfigError
 from limbeck.engine import Stage, TrainConfig, evaluate, fit
+from limbeck.objectives import CrossEntropy
 
 
 def weights(student: nn.Module) -> torch.Tensor:
@@ -113,8 +115,9 @@ def test_early_stopping_and_the_best_weights(loader, distiller, tmp_path):
         assert len(scores) < 30
         assert len(scores) - 1 - scores.index(min(scores)) == 2
         assert evaluate(result.student, validation)["nll"] == pytest.approx(min(scores), rel=1e-6)
-    name = json.loads((tmp_path / "best.json").read_text())["checkpoint"]
-    assert (tmp_path / "checkpoints" / name / "student.safetensors").is_file()
+    assert json.loads((tmp_path / "best.json").read_text())["value"] == min(scores)
+    best = load_file(tmp_path / "best.safetensors")
+    assert all(torch.equal(v, best[k]) for k, v in result.student.state_dict().items())
 
 
 def test_averaged_weights_are_what_is_kept(loader, distiller):
@@ -175,6 +178,28 @@ def test_bf16_trains_and_keeps_float_weights(loader, distiller):
     assert all(p.dtype == torch.float32 for p in half.student.parameters())
     assert not torch.equal(weights(full.student), weights(half.student))
     torch.testing.assert_close(weights(half.student), weights(full.student), rtol=0.2, atol=0.05)
+
+
+def test_deterministic_mode_lasts_as_long_as_the_training(loader, distiller):
+    seen = []
+
+    class Looks(CrossEntropy):
+        def forward(self, student, teacher, batch):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return super().forward(student, teacher, batch)
+
+    fit([Stage("kd", distiller(Looks()), TrainConfig(steps=2, deterministic=True))], loader(), quiet=True)
+    assert seen == [True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_terminal_sees_how_far_it_is(loader, distiller, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    fit([Stage("kd-stage", distiller(), TrainConfig(epochs=3, log_every=1))], loader())
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "kd-stage" in shown.err
+    assert "samples/s" in shown.err
 
 
 def test_nothing_is_printed_without_a_terminal(loader, distiller, capfd):
