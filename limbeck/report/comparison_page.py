@@ -173,12 +173,15 @@ def _sections(
     teacher = next((f["teacher"] for e, f in first.items() if e != "random_teacher" and f.get("teacher")), None)
     models: list[Model] = [("Teacher", "teacher", teacher)] if teacher else []
     pairs = [(names[e], colors[e], first[e]) for e in chosen]
+    seed = next((facts["seed"] for facts in first.values()), 0)
     classes = [(names[e], colors[e], means[e]) for e in chosen]
     return [
         _curves(comparison, runs, colors),
-        reliability_section([*models, *pairs]),
-        classes_section([*models, *classes]),
-        layers_section([p for e, p in zip(chosen, pairs, strict=True) if e != "random_teacher"]),
+        reliability_section([*models, *pairs], f" Seed {seed} is shown."),
+        classes_section([*models, *classes], " Means over seeds."),
+        layers_section(
+            [p for e, p in zip(chosen, pairs, strict=True) if e != "random_teacher"], f" Seed {seed} is shown."
+        ),
     ]
 
 

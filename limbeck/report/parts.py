@@ -14,8 +14,8 @@ Section = dict[str, Any]
 Model = tuple[str, str, dict[str, Any]]  # name, class of colour, facts as analysis.assess gives them
 
 
-def reliability_section(models: Sequence[Model]) -> Section | None:
-    """How sure and how right some models are."""
+def reliability_section(models: Sequence[Model], which: str = "") -> Section | None:
+    """How sure and how right some models are; ``which`` says of which seed."""
     known = [(name, cls, facts) for name, cls, facts in models if facts.get("reliability")]
     if not known:
         return None
@@ -30,13 +30,13 @@ def reliability_section(models: Sequence[Model]) -> Section | None:
     ]
     note = (
         "Samples by the confidence of the class named first. A calibrated model's bars end on the diagonal; red marks "
-        "what is missing or too much."
+        f"what is missing or too much.{which}"
     )
     return {"title": "Calibration", "note": note, "figures": figures}
 
 
-def classes_section(models: Sequence[Model]) -> Section | None:
-    """Accuracy by class of some models, each over one or more seeds."""
+def classes_section(models: Sequence[Model], which: str = "") -> Section | None:
+    """Accuracy by class of some models; ``which`` says over which seeds."""
     known = [m for m in models if m[2].get("per_class")]
     if not known or len(known[-1][2]["per_class"]["accuracy"]) < 2:
         return None
@@ -47,14 +47,14 @@ def classes_section(models: Sequence[Model]) -> Section | None:
     few = f" The {MOST} classes on which the models differ most are shown, of {size}." if size > MOST else ""
     return {
         "title": "Accuracy by class",
-        "note": f"Where the models differ, and where all of them fail.{few}",
+        "note": f"Where the models differ, and where all of them fail.{few}{which}",
         "figures": [{"picture": picture} for picture in pictures],
         "legend": [{"name": name, "cls": cls} for name, cls, _ in known],
     }
 
 
-def layers_section(models: Sequence[Model]) -> Section | None:
-    """CKA of some students with the teacher."""
+def layers_section(models: Sequence[Model], which: str = "") -> Section | None:
+    """CKA of some students with the teacher; ``which`` says of which seed."""
     known = [(name, facts["cka"]) for name, _, facts in models if facts.get("cka")]
     if not known:
         return None
@@ -62,7 +62,7 @@ def layers_section(models: Sequence[Model]) -> Section | None:
     return {
         "title": "Which layers see the same",
         "note": f"Linear CKA, unbiased minibatch estimate over {samples} held-out samples: 1 for representations equal "
-        "up to rotation and scale, 0 for unrelated ones. It compares representations, not skill.",
+        f"up to rotation and scale, 0 for unrelated ones. It compares representations, not skill.{which}",
         "figures": [{"title": name, "picture": heatmap(name, cka)} for name, cka in known],
     }
 
