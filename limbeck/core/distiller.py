@@ -133,8 +133,8 @@ class Distiller(nn.Module):
 
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
         """The losses of one batch, weighted by progress and by the batch's share of its step."""
-        batch = self.prepare(batch)
-        return self.compare(*self.traces(batch), batch)
+        prepared = self.prepare(batch)
+        return self.compare(*self.traces(prepared), prepared, counted=batch)
 
     def traces(self, batch: Batch) -> tuple[Trace, Trace]:
         """What student and teacher say about a prepared batch."""
@@ -145,14 +145,21 @@ class Distiller(nn.Module):
         teacher = self._teach(batch)  # first, so that its working memory is free again when the student runs
         return self._listener(batch.inputs), teacher
 
-    def compare(self, student: Trace, teacher: Trace, batch: Batch) -> Losses:
-        """The weighted sum of all terms over two traces."""
+    def compare(self, student: Trace, teacher: Trace, batch: Batch, counted: Batch | None = None) -> Losses:
+        """The weighted sum of all terms over two traces.
+
+        Args:
+            student, teacher: What both said.
+            batch: The prepared batch.
+            counted: The batch as it was counted into ``totals``: before ``prepare``, which may multiply samples.
+        """
+        counted = batch if counted is None else counted
         total: Tensor | float = 0.0
         terms: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         for name, objective, schedule in self.loss.items():
             value = objective(student, teacher, batch)
-            share = batch.share(objective.contract.normalizer)
+            share = counted.share(objective.contract.normalizer)
             parts = (
                 {f"{name}/{k}": v * share for k, v in value.items()}
                 if isinstance(value, dict)

@@ -211,6 +211,9 @@ def test_objectives_may_change_the_batch_before_both_models_see_it() -> None:
     b = batch()
     losses = Distiller(net(), Doubles() + KD(), net(16)).setup(b)(b)
     assert losses.logits.shape == (12, 3)
+    part = Distiller(net(), Doubles()).setup(b)
+    whole, half = part(b), part(b.replace(totals={"samples": 12.0}))
+    assert torch.allclose(half.total, whole.total / 2)  # its share is counted before it was changed
     assert b.inputs.shape == (6, 4)
 
 
