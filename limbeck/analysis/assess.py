@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -88,27 +89,37 @@ def assess(
         loader = copy.copy(loader)
         loader.shuffle, loader.drop_last = True, False
     example = loader.example(1)
-    judge = None if teacher is None else as_teacher(teacher, teacher_logits)
-    teaching = judge.model if isinstance(judge, FrozenTeacher) else None
+    teaching, where = (
+        (teacher.model, teacher.where) if isinstance(teacher, FrozenTeacher) else (teacher, teacher_logits)
+    )
     with ExitStack() as stack:
         stack.enter_context(dry(student))
-        if teaching is not None:
-            stack.enter_context(dry(teaching))
         own = Ear(student, logits, lambda batch: batch.inputs)
         stack.callback(own.close)
-        teach: Callable[[Batch], Trace] | None = judge
+        teach: Callable[[Batch], Trace] | None = None
         layers = None
-        if isinstance(judge, FrozenTeacher):  # with a listener of our own: the one it has may be in use
-            teach = other = Ear(judge.model, judge.where, teacher_inputs)
+        if isinstance(teaching, nn.Module):  # with a listener of our own: the one a frozen teacher has may be in use
+            stack.enter_context(dry(teaching))
+            teach = other = Ear(teaching, where, teacher_inputs)
             stack.callback(other.close)
             layers = Layers(own, other, taps, example) if cka_samples > 0 else None
-        elif judge is not None:
-            judge.attach(("logits",), example)
+        elif teaching is not None:
+            teach = as_teacher(teaching)
+            teach.attach(("logits",), example)
         facts = _walk(own, teach, loader, layers, cka_samples, bins)
     facts.update(_cost(student, example.inputs, latency))
-    if facts["teacher"] is not None and teaching is not None:
+    if isinstance(teaching, nn.Module):
         facts["teacher"].update(_cost(teaching, teacher_inputs(example), latency))
-    return facts
+    return _plain(facts)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: a number that is none, such as a divergence from a certain teacher, becomes ``None``."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _walk(

@@ -74,8 +74,8 @@ class Layers:
     def compute(self) -> dict[str, Any] | None:
         if not self.cka.samples:
             return None
-        matrix = [[None if math.isnan(v) else v for v in row] for row in self.cka.compute().tolist()]
         student, teacher = self.names
+        matrix = self.cka.compute().tolist()
         return {"student": student, "teacher": teacher, "matrix": matrix, "samples": self.cka.samples}
 
 

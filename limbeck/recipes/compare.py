@@ -77,13 +77,17 @@ def compare(
         say: Told before each run which it is.
 
     Returns:
-        The content of ``compare.json``; see the guide for its fields.
+        The content of ``compare.json``: ``status``, ``command``, ``recipe``, ``environment``, ``seeds``, ``data``,
+        ``teacher`` (its figures and cost), ``best_control``, ``left_out``, and ``methods``: for each line its
+        ``entry``, ``name``, ``role``, ``loss``, ``scheme``, cost, ``steps``; of every figure and of ``seconds`` the
+        ``mean``, ``sd`` and ``interval``; ``differences`` to each control; ``gain`` over the best; and ``runs``, one
+        for each seed.
 
     Raises:
         RecipeError: With all that is wrong with any of the runs, before the first of them begins.
         ConfigError: No methods or seeds, unknown controls, or the folder holds runs of another recipe.
     """
-    began, out = time.time(), Path(out)
+    began, out, main = time.time(), Path(out), int(os.environ.get("RANK", "0")) == 0
     numbers = list(range(recipe.seed, recipe.seed + seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers or len(set(numbers)) != len(numbers):
         raise ConfigError("a comparison needs seeds, each once", where="seeds", found=repr(seeds), wanted="such as 3")
@@ -103,13 +107,13 @@ def compare(
             folder = out / "runs" / f"{entry.slug}-seed{seed}"
             own = entry.recipe(recipe, seed)
             result = run(own, folder, resume=True, teachers=out / "teachers", quiet=quiet)
-            if not result:  # another process of a distributed run writes
+            if not main:  # in a distributed run one process writes
                 continue
             if entry.rival:
                 result = {**result, **against(recipe, folder, out / "teachers", result)}
             results[entry.entry].append({**result, "folder": folder.relative_to(out).as_posix()})
             _write(out, {**facts, **_body(entries, results), "status": "running", "seconds": time.time() - began})
-    if not any(results.values()):
+    if not main:
         return {}
     whole = {**facts, **_body(entries, results), "status": "finished", "seconds": round(time.time() - began, 3)}
     _write(out, whole)
@@ -153,7 +157,7 @@ def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]]) -> dic
     """Everything that follows from the runs so far."""
     begun = [entry for entry in entries if results[entry.entry]]
     first = results[begun[0].entry][0]
-    if "accuracy" not in first:
+    if first.get("accuracy") is None:
         raise DataError("a comparison needs labels in the held-out data", where="data.source")
     rows = [_row(entry, results[entry.entry]) for entry in begun]
     accuracy = {row["entry"]: {r["seed"]: r["accuracy"] for r in row["runs"]} for row in rows}
@@ -194,7 +198,7 @@ def _row(entry: Entry, results: list[dict[str, Any]]) -> dict[str, Any]:
         "latency_ms": statistics.median(latencies) if latencies else None,
         "steps": runs[0]["steps"],
         "seconds": summarise([r["seconds"] for r in runs]),
-        **{name: summarise([r[name] for r in runs]) for name in FIGURES if all(name in r for r in runs)},
+        **{name: summarise([r[name] for r in runs]) for name in FIGURES if all(r.get(name) is not None for r in runs)},
         "runs": runs,
     }
 

@@ -86,7 +86,9 @@ def test_a_model_compared_with_its_copy_is_equal_on_the_diagonal(loader):
 
 def test_models_hooks_and_randomness_are_left_alone(loader):
     student, teacher = Conv(3), Conv(6)
-    student.train(), student.two.eval(), teacher.train()
+    student.train(), student.two.eval()
+    assess(student, teacher, loader)
+    assert teacher.training
     frozen = FrozenTeacher(teacher)
     frozen.attach(("one",), loader.example(2))
     before = {k: v.clone() for k, v in student.state_dict().items()}
@@ -95,7 +97,6 @@ def test_models_hooks_and_randomness_are_left_alone(loader):
     assert torch.equal(torch.get_rng_state(), state)
     assert student.training
     assert not student.two.training
-    assert teacher.training
     assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
     assert frozen(loader.example(2))["one"].shape[1] == 6  # the teacher still answers the distiller it belongs to
@@ -180,6 +181,21 @@ def test_a_teacher_that_is_no_module_is_asked_for_logits(loader):
     assert facts["teacher"]["accuracy"] == 1.0
     assert facts["cka"] is None
     assert "parameters" not in facts["teacher"]
+
+
+def test_numbers_that_are_none_are_none(loader):
+    """A teacher that rules classes out is infinitely far from a student that does not; a dead layer is like nothing."""
+
+    class Certain(Conv):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).masked_fill(torch.arange(5) > 0, -torch.inf)
+
+    student = Conv(3)
+    nn.init.zeros_(student.two.weight), nn.init.zeros_(student.two.bias)
+    facts = assess(student, Certain(4), loader, latency=False)
+    assert facts["cka"]["matrix"][1] == [None, None, None]
+    assert facts["teacher"]["nll"] is None
+    json.dumps(facts, allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["mlp", "vit_mini", "vgg8", "shufflenetv2"])
