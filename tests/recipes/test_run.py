@@ -18,7 +18,12 @@ from limbeck.recipes.load import load
 from limbeck.recipes.run import differences, run
 from limbeck.recipes.schema import Recipe
 
-SHORT = ["data.samples=120", "teacher.train.epochs=1", "teacher.samples=200", "train.epochs=2", "train.device=cpu"]
+SHORT = [
+    "data={source: digits, samples: 120, batch_size: 32}",
+    "teacher={model: resnet8, samples: 200, train: {epochs: 1}}",
+    "student={model: mlp_8}",
+    "train={epochs: 2, device: cpu}",
+]
 
 
 def short(*settings: str) -> Recipe:
