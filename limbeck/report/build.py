@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from limbeck.core.errors import DataError
 from limbeck.report.comparison_page import comparison_page
 from limbeck.report.read import read_comparison, read_run
 from limbeck.report.run_page import run_page
@@ -34,7 +35,14 @@ def build(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
     path = Path(path)
     comparison = read_comparison(path)
     folder = path if path.is_dir() else path.parent
-    page = run_page(read_run(path)) if comparison is None else comparison_page(comparison, folder)
+    try:
+        page = run_page(read_run(path)) if comparison is None else comparison_page(comparison, folder)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"what lies here is not as limbeck writes it ({type(error).__name__}: {error})",
+            where=str(path),
+            remedy="make it again with limbeck run or limbeck compare",
+        ) from error
     if out is None:
         alone = path.is_file() and path.name != "compare.json"
         out = path.with_suffix(".html") if alone else folder / "report.html"

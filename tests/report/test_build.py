@@ -1,5 +1,6 @@
 """Reports: one file that needs nothing else, from whatever a folder holds."""
 
+import contextlib
 import html
 import json
 import os
@@ -185,6 +186,19 @@ def test_what_is_no_run_is_one_readable_error(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message):
         build(tmp_path)
     assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    "key", ["methods", "seeds", "data", "recipe", "environment", "command", "teacher", "best_control"]
+)
+@pytest.mark.parametrize("value", ["gone", None, 7, "text", [1], {"a": 1}])
+def test_a_comparison_that_was_tampered_with_is_a_report_or_one_readable_error(comparison, tmp_path, key, value):
+    if value == "gone":
+        del comparison[key]
+    else:
+        comparison[key] = value
+    with contextlib.suppress(DataError):
+        build(write(tmp_path, comparison))
 
 
 def test_a_path_that_is_not_there_is_one_readable_error(tmp_path):
