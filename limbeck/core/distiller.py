@@ -158,6 +158,12 @@ class Distiller(nn.Module):
         terms: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         for name, objective, schedule in self.loss.items():
+            if batch.mask is not None and not objective.contract.mask:
+                raise ConfigError(
+                    "this objective knows no mask, and would count what the batch hides",
+                    where=name,
+                    remedy="leave it out, or give a batch without a mask",
+                )
             value = objective(student, teacher, batch)
             share = counted.share(objective.contract.normalizer)
             parts = (

@@ -231,3 +231,16 @@ def test_the_whole_step_is_one_graph() -> None:
         part = batch().replace(progress=torch.tensor(progress))
         assert torch.allclose(run(part).total, distiller(part).total, atol=1e-6)
     assert len(graphs) == 1
+
+
+def test_a_mask_nobody_honours_is_refused() -> None:
+    class Blind(Objective):
+        contract = Contract(at_equal=None)
+        student_taps = ("logits",)
+
+        def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+            return student.logits.mean()
+
+    batch = Batch(torch.randn(4, 3), mask=torch.tensor([True, True, False, True]))
+    with pytest.raises(ConfigError, match="blind: this objective knows no mask"):
+        Distiller(nn.Linear(3, 2), Blind()).setup(batch)(batch)

@@ -127,7 +127,7 @@ class Aligned(Objective):
     probability.
     """
 
-    contract = Contract(normalizer="aligned", at_equal=None)
+    contract = Contract(normalizer="aligned", at_equal=None, mask=True)
     student_taps = teacher_taps = ("logits",)
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:

@@ -365,8 +365,10 @@ class CRD(Objective):
                     wanted=f"0 to {len(self.student_bank) - 1}",
                 )
         negatives = self.sampler(index, min(self.negatives, len(self.student_bank)), self.step)
-        # Copies, since the backward pass reads them when the banks have moved on already.
-        return s, t, self.student_bank.clone(), self.teacher_bank.clone(), index, negatives
+        # Copies, since the backward pass reads them when the banks have moved on already. Stacked, since the compiler
+        # drops a plain clone and lets the backward pass read the updated bank.
+        student_bank, teacher_bank = torch.stack([self.student_bank, self.teacher_bank]).unbind()
+        return s, t, student_bank, teacher_bank, index, negatives
 
     def _remember(self, s: Tensor, t: Tensor, index: Tensor, counts: Tensor | None) -> None:
         if counts is None:

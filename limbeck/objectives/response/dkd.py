@@ -74,7 +74,9 @@ def dkd_loss(
     s_target, s_rest, s_others = _decouple(widen(student_logits) / temperature, target)
     t_target, t_rest, t_others = _decouple(widen(teacher_logits.detach()) / temperature, target)
     tckd = t_target.exp() * (t_target - s_target) + t_rest.exp() * (t_rest - s_rest)
-    nckd = (t_others.exp() * (t_others - s_others)).sum(dim=-1)
+    # A class the teacher rules out (a padded vocabulary) adds nothing, also where the student rules it out.
+    others = (t_others.exp() * (t_others - s_others)).masked_fill(t_others == -math.inf, 0.0)
+    nckd = others.sum(dim=-1)
 
     values = temperature**2 * (alpha * tckd + beta * nckd)
     mask = labelled if mask is None else labelled & fit_mask(mask, values)
@@ -127,7 +129,7 @@ class DKD(Objective):
     >>> loss = WarmUp(0.083) * DKD(beta=2.0)
     """
 
-    contract = Contract(normalizer="labels", mask=True, temperature="squared")
+    contract = Contract(normalizer="labels", mask=True, temperature="squared", spare_class=True)
     student_taps = teacher_taps = ("logits",)
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:

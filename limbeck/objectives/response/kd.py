@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,7 +55,9 @@ def kd_loss(
     check_positive(temperature, "temperature")
     student = F.log_softmax(widen(student_logits) / temperature, dim=-1)
     teacher = F.log_softmax(widen(teacher_logits.detach()) / temperature, dim=-1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True)
+    # A class the teacher rules out (a padded vocabulary) adds nothing, also where the student rules it out.
+    divergence = divergence.masked_fill(teacher == -math.inf, 0.0).sum(-1)
     return temperature**2 * reduce(divergence, mask, reduction)
 
 
@@ -86,7 +90,7 @@ class KD(Objective):
     >>> loss = 0.1 * KD() + 0.9 * KD(temperature=1.0)
     """
 
-    contract = Contract(normalizer="positions", mask=True, temperature="squared")
+    contract = Contract(normalizer="positions", mask=True, temperature="squared", spare_class=True)
     student_taps = teacher_taps = ("logits",)
 
     def __init__(self, temperature: float = 4.0) -> None:
