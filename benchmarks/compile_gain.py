@@ -1,8 +1,8 @@
 """Seconds a KD step takes eagerly and compiled, and after how many steps the time to compile is earned back.
 
-Student resnet20, teacher resnet56, images of 32 x 32 pixels; steps of both kinds alternate. The rule behind
-``compile: auto`` rests on this. Run: ``python benchmarks/compile_gain.py [--device cuda] [--batch 64] [--steps 8]
-[--precision bf16]``. The table goes to stderr, one line of JSON to stdout.
+Student resnet20 and teacher resnet56 on images of 32 x 32 pixels, or others; steps of both kinds alternate. The rule
+behind ``compile: auto`` rests on this. Run: ``python benchmarks/compile_gain.py [--student resnet8 --teacher resnet14
+--size 8] [--batch 64] [--steps 8] [--precision bf16]``. The table goes to stderr, one line of JSON to stdout.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import nn
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.engine import TrainConfig
+from limbeck.engine.compiling import work
 from limbeck.engine.device import make_accelerator
 from limbeck.engine.step import Step
 from limbeck.models import create
@@ -57,6 +58,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu"])
+    parser.add_argument("--student", default="resnet20")
+    parser.add_argument("--teacher", default="resnet56")
+    parser.add_argument("--size", type=int, default=32, help="pixels of a side")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8, help="of each kind")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
@@ -67,10 +71,12 @@ def main() -> None:
         steps=1000, device=options.device, precision=options.precision, channels_last=options.channels_last
     )
     device = make_accelerator(config).device
-    student, teacher = create("resnet20", num_classes=10), create("resnet56", num_classes=10)
+    student, teacher = (create(name, num_classes=10) for name in (options.student, options.teacher))
     if options.channels_last:
         student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
-    batch = Batch(torch.randn(options.batch, 3, 32, 32), torch.arange(options.batch) % 10).to(device)
+    batch = Batch(torch.randn(options.batch, 3, options.size, options.size), torch.arange(options.batch) % 10).to(
+        device
+    )
     eager, compiled = (make(config, student, teacher, batch, c) for c in (False, True))
     first = {"eager": timed(eager, batch, 0), "compiled": timed(compiled, batch, 0)}
     times: dict[str, list[float]] = {"eager": [], "compiled": []}
@@ -80,12 +86,16 @@ def main() -> None:
     step = {name: statistics.median(values) for name, values in times.items()}
     building = first["compiled"] - step["compiled"]
     saved = step["eager"] - step["compiled"]
+    operations, modules = work(eager.distiller, batch, options.batch)
     result = {
         "benchmark": "compile_gain",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
+        "student": options.student,
+        "teacher": options.teacher,
+        "size": options.size,
         "batch": options.batch,
         "precision": options.precision,
         "channels_last": options.channels_last,
@@ -95,6 +105,9 @@ def main() -> None:
         "ratio": round(step["compiled"] / step["eager"], 3),
         "building_s": round(building, 1),
         "pays_after_steps": round(building / saved) if saved > 0 else None,
+        "step_gflop": round(operations / 1e9, 3),
+        "modules": modules,
+        "pays_after_gflop_per_module": round(building / saved * operations / modules / 1e9, 2) if saved > 0 else None,
     }
     print(json.dumps(result))
     print(f"{'':10} {'s a step':>10}", file=sys.stderr)

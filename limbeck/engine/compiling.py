@@ -1,4 +1,11 @@
-"""Whether to compile the step: a rule that depends on the plan alone, so that a resumed run decides alike."""
+"""Whether to compile the step: a rule that depends on the plan alone, so that every rank and every run decides alike.
+
+Compiling makes a step faster and costs time before the first one, more the more modules there are. On a CPU it pays
+where there is enough to compute for each module that must be built; small models on small data are done before that.
+The figure is twice the break-even of ``benchmarks/compile_gain.py`` (resnet20 from resnet56, and smaller pairs). On
+accelerators steps are short and many, and what a step saves is a matter of launches more than of operations, so their
+number decides; that figure is an assumption (building takes a minute or two, a step saves 20 ms or more).
+"""
 
 from __future__ import annotations
 
@@ -6,24 +13,63 @@ import os
 import shutil
 
 import torch
+from torch import nn
 
+from limbeck.core.batch import Batch
+from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError
+from limbeck.core.teacher import FrozenTeacher, teacher_inputs
+from limbeck.models.describe import flops
+
+CPU_FLOPS_PER_MODULE = 1.5e11
+ACCELERATOR_STEPS = 5000
 
 
-def should_compile(mode: str, *, device: str, steps: int) -> bool:
-    """Whether the step is compiled."""
-    return mode == "on"
+def should_compile(mode: str, *, device: str, steps: int, step_flops: float = 0.0, modules: int = 1) -> bool:
+    """Whether the step is compiled.
+
+    Args:
+        mode: ``"on"``, ``"off"``, or ``"auto"``: where it pays.
+        device: Type of the device.
+        steps: Optimizer steps of the stage.
+        step_flops: Floating-point operations of one step on one rank.
+        modules: Modules without children that must be built.
+
+    >>> should_compile("auto", device="cpu", steps=10_000, step_flops=1e6)
+    False
+    >>> should_compile("auto", device="cuda", steps=10_000)
+    True
+    """
+    if mode != "auto":
+        return mode == "on"
+    if device == "cpu":
+        return steps * step_flops >= CPU_FLOPS_PER_MODULE * modules and compiler_there(device)
+    return steps >= ACCELERATOR_STEPS
+
+
+def work(distiller: Distiller, example: Batch, samples: float) -> tuple[float, int]:
+    """Floating-point operations of a step (student forward and backward, teacher forward), and modules to build.
+
+    Args:
+        distiller: Set up.
+        example: A small batch.
+        samples: Samples of a step on one rank.
+    """
+    models = [(distiller.student, example.inputs, 3)]
+    if isinstance(distiller.teacher, FrozenTeacher) and distiller.loss.teacher_taps:
+        models.append((distiller.teacher.model, teacher_inputs(example), 1))
+    operations = sum(times * flops(model, inputs) for model, inputs, times in models)
+    modules = sum(1 for model, _, _ in models for m in model.modules() if next(m.children(), None) is None)
+    return operations * samples / example.size, modules
 
 
 def compiler_there(device: str) -> bool:
-    """Whether code can be built for this device: the host's needs a C++ compiler, a GPU's comes with torch."""
-    return (
-        device != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None or shutil.which("clang++") is not None
-    )
+    """Whether code can be built for this device: the host needs a C++ compiler, for a GPU torch brings its own."""
+    return device != "cpu" or any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "clang++"))
 
 
-def check_compiler(device: str) -> None:
-    """Refuse to compile where nothing can.
+def compile_step(distiller: Distiller, device: str) -> None:
+    """Compile the distiller in place.
 
     Raises:
         ConfigError: There is no compiler for this device.
@@ -34,9 +80,18 @@ def check_compiler(device: str) -> None:
             where="compile",
             remedy="install g++, or set compile to off",
         )
+    distiller.compile(dynamic=False)
 
 
-def forget_compiled(distiller: torch.nn.Module) -> None:
-    """Drop a stage's compiled code, so that the next stage's does not count as a rebuild of it."""
-    distiller._compiled_call_impl = None
-    torch.compiler.reset()
+def forget_compiled(distiller: nn.Module) -> None:
+    """Drop compiled code, so that the next stage's does not count as a rebuild of it."""
+    if distiller._compiled_call_impl is not None:
+        distiller._compiled_call_impl = None
+        torch.compiler.reset()
+
+
+def cannot_compile(error: BaseException) -> bool:
+    """Whether an error is the compiler's own."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)

@@ -12,12 +12,13 @@ import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
-from limbeck.core.errors import ConfigError, DataError
+from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.core.objective import DataInfo
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.build import as_loader
-from limbeck.engine.compiling import check_compiler, forget_compiled, should_compile
+from limbeck.engine.compiling import cannot_compile, compile_step, forget_compiled, should_compile, work
 from limbeck.engine.config import SHARED
 from limbeck.engine.device import deterministic, is_distributed, make_accelerator
 from limbeck.engine.freezing import learning, leaves_some_out, reaches, train_mode
@@ -107,8 +108,8 @@ def _learn(run: Run) -> None:
     stage, config, accelerator = run.stage, run.stage.config, run.accelerator
     total = config.total_steps(run.train.steps_per_epoch)
     with _set_up(run, stage) as distiller, learning(distiller, stage.learn, _below(run, stage)):
-        model = _wrap(run, distiller, total)
-        step = Step(accelerator, distiller, model, config, total)
+        _compile(run, distiller, total)
+        step = Step(accelerator, distiller, _wrap(run, distiller), config, total)
         seed_everything(run.seed, run.number, run.rank)
         place = run.begin(step)
         train_mode(distiller)
@@ -117,7 +118,7 @@ def _learn(run: Run) -> None:
                 place.epoch, start_step=place.epoch_step, rank=run.rank, world=run.world, parts=config.accumulate
             )
             for parts in epoch:
-                step(parts, place.step)
+                _take(run, step, parts)
                 place.step += 1
                 place.epoch_step += 1
                 run.after_step()
@@ -129,6 +130,23 @@ def _learn(run: Run) -> None:
                 place.epoch, place.epoch_step = place.epoch + 1, 0
                 run.after_epoch()
         run.finish_stage()
+
+
+def _take(run: Run, step: Step, parts: list[Batch]) -> None:
+    """One step; what cannot be compiled after all goes on without, unless compiling was asked for."""
+    try:
+        step(parts, run.place.step)
+    except Exception as error:
+        if not run.compiled or not cannot_compile(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        if run.stage.config.compile == "on":
+            problem = f"the step cannot be compiled: {type(error).__name__}: {reason}"
+            raise TrainingError(problem, where="compile", remedy="set compile to auto or off") from error
+        run.bar.say(f"the step cannot be compiled, going on without: {type(error).__name__}: {reason}")
+        run.compiled = False
+        forget_compiled(step.distiller)
+        step(parts, run.place.step)
 
 
 @contextlib.contextmanager
@@ -148,8 +166,7 @@ def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
     try:
         yield distiller.setup(run.train.example(EXAMPLE).to(device), data).to(device)
     finally:
-        if distiller._compiled_call_impl is not None:
-            forget_compiled(distiller)
+        forget_compiled(distiller)
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):  # accelerate's autocast around it
             distiller.__dict__.pop(name, None)
         distiller.zero_grad(set_to_none=True)
@@ -165,12 +182,26 @@ def _below(run: Run, stage: Stage) -> list[str] | None:
     return reaches(student, run.train.example(EXAMPLE).to(run.device).inputs, stage.learn_to)
 
 
-def _wrap(run: Run, distiller: Distiller, total: int) -> nn.Module:
-    """The distiller as it is called: compiled where that pays, in DDP where there are ranks."""
+def _compile(run: Run, distiller: Distiller, total: int) -> None:
+    """Compile where that pays; a resumed stage does as its checkpoint did."""
+    config, device = run.stage.config, run.device.type
+    if run.found is not None:
+        run.compiled = run.found.state["compiled"]
+    else:
+        operations, modules = 0.0, 1
+        if config.compile == "auto" and device == "cpu" and run.train.batch_size is not None:
+            example = run.train.example(EXAMPLE).to(run.device)
+            operations, modules = work(distiller, example, run.train.batch_size / run.world)
+        run.compiled = should_compile(
+            config.compile, device=device, steps=total, step_flops=operations, modules=modules
+        )
+    if run.compiled:
+        compile_step(distiller, device)
+
+
+def _wrap(run: Run, distiller: Distiller) -> nn.Module:
+    """The distiller as it is called: in DDP where there are ranks."""
     accelerator = run.accelerator
-    if should_compile(run.stage.config.compile, device=run.device.type, steps=total):
-        check_compiler(run.device.type)
-        distiller.compile(dynamic=False)
     if not is_distributed(accelerator):
         return distiller
     search = leaves_some_out(distiller, run.train.example(EXAMPLE).to(run.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,7 +49,20 @@ def optimizer_class(name: str) -> type[Optimizer]:
 def check_optimizer(name: str, options: dict[str, Any]) -> None:
     """Refuse options that the optimizer does not take, before any model is there."""
     weight = nn.Parameter(torch.zeros(2, 2))
-    build_optimizer(name, [("weight", weight)], lr=0.1, weight_decay=0.0, options=options)
+    build_optimizer(name, [("weight", weight)], lr=0.1, weight_decay=0.0, options=options, probe=True)
+
+
+class _Probe(Optimizer):
+    """An optimizer's constructor without torch's own, which would import the compiler: seconds, for a check."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self.defaults, self.state = defaults, defaultdict(dict)
+        groups = [g if isinstance(g, dict) else {"params": [g]} for g in params]
+        self.param_groups = [{**defaults, **g} for g in groups]
+
+
+def _probe(cls: type[Optimizer]) -> type[Optimizer]:
+    return type(cls.__name__, (cls, _Probe), {})
 
 
 def build_optimizer(
@@ -60,6 +74,7 @@ def build_optimizer(
     decay: str = "weights",
     options: dict[str, Any] | None = None,
     fused: bool = False,
+    probe: bool = False,
 ) -> Optimizer:
     """An optimizer over named parameters, in one group that decays and one that does not.
 
@@ -105,7 +120,7 @@ def build_optimizer(
         matrices, rest = [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
         groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
     try:
-        return cls([g for g in groups if g["params"]], lr=lr, **settings)
+        return (_probe(cls) if probe else cls)([g for g in groups if g["params"]], lr=lr, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{cls.__name__} refuses this: {error}", where="optimizer_options", found=settings) from None
 
@@ -117,7 +132,7 @@ def _fusible(named: Named) -> bool:
 
 def check_schedule(schedule: Any, options: dict[str, Any] | None = None) -> None:
     """Refuse a schedule or options of it that cannot be, before any model is there."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer = _probe(torch.optim.SGD)([nn.Parameter(torch.zeros(1))], lr=0.1)
     if options is None and isinstance(schedule, str) and schedule not in SCHEDULES:
         _scheduler_class(schedule)
         return

@@ -94,6 +94,7 @@ class Run:
         self.before = 0  # steps of the stages before
         self.place = Place()
         self.step: Step | None = None
+        self.compiled = False
         self.scores: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None  # of the last stage that was judged
         self.found: Checkpoint | None = None
@@ -386,6 +387,7 @@ class Run:
                 "place": asdict(self.place),
                 "scores": self.scores,
                 "best": self.best,
+                "compiled": self.compiled,
                 "metrics": self.journal.sync(),
                 "seconds": self.journal.elapsed(),
             }
