@@ -61,7 +61,7 @@ class _Probe(Optimizer):
         self.param_groups = [{**defaults, **g} for g in groups]
 
 
-def _probe(cls: type[Optimizer]) -> type[Optimizer]:
+def _probe(cls: type[Optimizer]) -> Any:
     return type(cls.__name__, (cls, _Probe), {})
 
 
@@ -86,6 +86,7 @@ def build_optimizer(
         decay: ``"weights"``: only parameters of two or more dimensions decay; ``"all"``: biases and norms too.
         options: Its other options.
         fused: Use its fused form where it has one for these parameters.
+        probe: Only its constructor, for a check: torch's own machinery would import the compiler.
 
     Raises:
         ConfigError: An option is not known or not allowed.
@@ -120,7 +121,8 @@ def build_optimizer(
         matrices, rest = [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
         groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
     try:
-        return (_probe(cls) if probe else cls)([g for g in groups if g["params"]], lr=lr, **settings)
+        make: Any = _probe(cls) if probe else cls
+        return make([g for g in groups if g["params"]], lr=lr, **settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{cls.__name__} refuses this: {error}", where="optimizer_options", found=settings) from None
 

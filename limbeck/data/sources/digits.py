@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from limbeck.data.order import hold_out
@@ -27,12 +32,10 @@ def digits(*, seed: int = 0) -> DataSource:
         >>> source.samples
         {'train': 1259, 'validation': 179, 'test': 359}
     """
-    from sklearn.datasets import load_digits  # slow to import, and other sources do without it
-
-    data = load_digits()
-    images = torch.from_numpy(data.images).mul(255 / 16).round().byte().unsqueeze(1)
-    labels = torch.from_numpy(data.target).long()
-    whole = TensorSplit(images, labels=labels, classes=tuple(str(n) for n in data.target_names), normalise="digits")
+    rows = torch.from_numpy(_rows())
+    images = rows[:, :-1].reshape(-1, 1, 8, 8).mul(255 / 16).round().byte()
+    labels = rows[:, -1].long()
+    whole = TensorSplit(images, labels=labels, classes=tuple(str(n) for n in range(10)), normalise="digits")
     rest, test = hold_out(labels, _TEST, seed)
     train, validation = hold_out(labels[rest], _VALIDATION, seed)
     return DataSource(
@@ -42,3 +45,17 @@ def digits(*, seed: int = 0) -> DataSource:
         whole.subset(test),
         note=f"stratified 70/10/20 split, seed {seed}",
     )
+
+
+def _rows() -> np.ndarray:
+    """scikit-learn's table, 64 pixels and the label a row; from its file, since importing scikit-learn is slow."""
+    spec = importlib.util.find_spec("sklearn")
+    places = spec.submodule_search_locations if spec is not None else None
+    file = Path(places[0]) / "datasets" / "data" / "digits.csv.gz" if places else None
+    if file is not None and file.is_file():
+        with gzip.open(file, "rt") as table:
+            return np.loadtxt(table, delimiter=",")
+    from sklearn.datasets import load_digits  # it keeps its file elsewhere now
+
+    data = load_digits()
+    return np.column_stack([data.data, data.target])
