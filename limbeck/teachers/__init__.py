@@ -1,1 +1,0 @@
-"""Teachers: frozen models that answer and never train by accident."""
