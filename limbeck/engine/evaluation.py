@@ -57,6 +57,7 @@ def evaluate(
     1.0
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    rank, world = _shared(loader, rank, world)
     metrics: dict[str, Metric] = {}
     count = 0
     with _judging(model), torch.inference_mode():
@@ -95,6 +96,7 @@ def evaluate_loss(
         rank: Of this process.
         world: How many processes.
     """
+    rank, world = _shared(loader, rank, world)
     units = {name: objective.contract.normalizer for name, objective, _ in distiller.loss.items()}
     one = torch.ones((), device=progress.device)
     counts: dict[str, Tensor] = dict.fromkeys(units.values(), one * 0)
@@ -124,6 +126,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def _shared(loader: Loader, rank: int, world: int) -> tuple[int, int]:
+    """Where some rank would get nothing at all, each looks at everything."""
+    smallest = min(n for n in (loader.samples, loader.batch_size, world) if n is not None)
+    return (rank, world) if smallest >= world else (0, 1)
 
 
 @contextlib.contextmanager

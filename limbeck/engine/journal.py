@@ -82,9 +82,16 @@ class Journal:
 
 def environment() -> dict[str, str]:
     """Versions and machine, for ``run.json``."""
-    packages = {p: importlib.metadata.version(p) for p in ("limbeck", "torch", "accelerate", "numpy")}
+    packages = {p: _version(p) for p in ("limbeck", "torch", "accelerate", "numpy")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {**packages, "python": sys.version.split()[0], "platform": platform.platform(), "device": device}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return "not installed"
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

@@ -45,9 +45,11 @@ def test_work_of_a_step():
 
 
 @pytest.mark.slow
-def test_compiled_learns_the_same_and_resumes_exactly(loader, distiller, tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_compiled_learns_the_same_and_resumes_exactly(loader, distiller, tmp_path, accumulate):
     def run(mode, steps_of_checkpoints=None, folder=None, resume=False):
-        config = TrainConfig(steps=9, compile=mode, checkpoint_every=steps_of_checkpoints, keep=9)
+        settings = {"checkpoint_every": steps_of_checkpoints, "keep": 9, "accumulate": accumulate}
+        config = TrainConfig(steps=9, compile=mode, **settings)
         found = distiller()
         found.student[3].p = 0.0  # dropout draws otherwise in compiled code
         result = fit([Stage("kd", found, config)], loader(), out=folder, resume=resume, quiet=True)

@@ -64,6 +64,8 @@ def run_to_its_end(folder: Path) -> None:
 @pytest.mark.parametrize(("kills", "steps"), [(2, 40), pytest.param(10, 160, marks=pytest.mark.slow)])
 def test_killed_runs_end_with_the_same_bits(tmp_path, monkeypatch, kills, steps):
     monkeypatch.setenv("KILL_RUN_STEPS", str(steps))
+    if steps > 100:  # importing what validation needs takes every process seconds more
+        monkeypatch.setenv("KILL_RUN_VALIDATES", "1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_to_its_end(whole)
     dice, done, during = random.Random(kills), 0, 0

@@ -56,8 +56,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("at", [7, 12])
+@pytest.mark.parametrize(("name", "at"), [("plain", 12), *((name, 7) for name in CONFIGS)])  # 12: an epoch's end
 def test_stop_and_resume(loader, distiller, tmp_path, capfd, name, at):
     def run(stop_at: int | None, resume: bool = False):
         loss = CrossEntropy() + 0.5 * KD() + Tripwire(stop_at and stop_at * config.accumulate)
@@ -94,8 +93,8 @@ def test_stop_without_a_folder_says_so(loader, distiller):
         fit(stages, loader(), quiet=True)
 
 
-@pytest.mark.parametrize("at", [3, 6, 8])
-def test_two_stages_and_a_memory_bank(tmp_path, at):
+@pytest.mark.parametrize(("at", "layout"), [(3, False), (8, True)])  # the end of the first stage; within the second
+def test_two_stages_and_a_memory_bank(tmp_path, at, layout):
     torch.manual_seed(0)
     images, labels = torch.randn(48, 1, 8, 8), torch.arange(48) % 3
     teacher = create("resnet14", num_classes=3, in_channels=1)
@@ -105,7 +104,9 @@ def test_two_stages_and_a_memory_bank(tmp_path, at):
         student = create("resnet8", num_classes=3, in_channels=1)
         # The wire hangs in both stages: in the hint stage as a further hint.
         loss = FitNets() + CrossEntropy() + 0.8 * CRD(negatives=8, dim=4)
-        stages = build("hint_then_kd").stages(student, loss, teacher, TrainConfig(epochs=4, lr=0.01))
+        stages = build("hint_then_kd").stages(
+            student, loss, teacher, TrainConfig(epochs=4, lr=0.01, channels_last=layout)
+        )
         wired = []
         for k, stage in enumerate(stages):
             terms = stage.distiller.loss + Tripwire(stop_at if k == 0 else stop_at and stop_at - 3)
