@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limbeck.core.errors import CheckpointError
+from limbeck.core.files import flush, write_json, write_text
 
 FORMAT = 1
 _NAME = re.compile(r"^step-(\d{8,})(?:-(\d+))?$")
@@ -80,13 +81,13 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             for name, values in tensors.items():
                 save_file(_alone(values), temporary / f"{name}.safetensors", metadata={"format": "pt"})
-                _sync(temporary / f"{name}.safetensors")
+                flush(temporary / f"{name}.safetensors")
             files = {f"{name}.safetensors": _fingerprint(temporary / f"{name}.safetensors") for name in tensors}
             body = json.loads(json.dumps({"format": FORMAT, "files": files, "state": state}))
-            _write(temporary / "state.json", {**body, "checksum": _checksum(body)})
-            _sync(temporary)
+            write_text(temporary / "state.json", json.dumps({**body, "checksum": _checksum(body)}, indent=1))
+            flush(temporary)
             temporary.rename(final)
-            _sync(self.folder)
+            flush(self.folder)
             write_json(self.root / "last.json", {"checkpoint": final.name, "step": step})
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -161,7 +162,7 @@ class Checkpoints:
         temporary = self.root / f".best-{os.getpid()}.safetensors"
         try:
             save_file(_alone(student), temporary, metadata={"format": "pt"})
-            _sync(temporary)
+            flush(temporary)
             fingerprint = _fingerprint(temporary)
             os.replace(temporary, file)
             write_json(self.root / "best.json", {**facts, **fingerprint})
@@ -230,28 +231,3 @@ def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             seen.add(tensor.untyped_storage().data_ptr())
         result[name] = tensor
     return result
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    _write(temporary, value)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk; a folder cannot be flushed on every system."""
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

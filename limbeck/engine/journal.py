@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from limbeck.engine.checkpoint import write_json
+from limbeck.core.files import write_json
 
 
 class Journal:
