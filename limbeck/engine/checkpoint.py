@@ -84,7 +84,9 @@ class Checkpoints:
                 flush(temporary / f"{name}.safetensors")
             files = {f"{name}.safetensors": _fingerprint(temporary / f"{name}.safetensors") for name in tensors}
             body = json.loads(json.dumps({"format": FORMAT, "files": files, "state": state}))
-            write_text(temporary / "state.json", json.dumps({**body, "checksum": _checksum(body)}, indent=1))
+            write_text(
+                temporary / "state.json", json.dumps({**body, "checksum": _checksum(body)}, indent=1, sort_keys=True)
+            )
             flush(temporary)
             temporary.rename(final)
             flush(self.folder)

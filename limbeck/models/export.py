@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from limbeck.core.batch import Batch, map_tensors
 from limbeck.core.errors import LimbeckError, MissingExtra, ModelError, did_you_mean
+from limbeck.core.files import flush, write_json
 from limbeck.core.survey import call_model, dry
 from limbeck.core.trace import logits_of
 from limbeck.models.describe import parameters
-from limbeck.models.student import describe_inputs, example_inputs, load_student, read_student, save_student, write_json
+from limbeck.models.student import describe_inputs, example_inputs, load_student, read_student, save_student
 from limbeck.models.weights import load_weights
 
 Form = Literal["safetensors", "onnx", "transformers"]
@@ -151,8 +152,7 @@ def _move(source: Path, target: Path) -> dict[str, int]:
     sizes = {}
     for file in files:
         name = file.relative_to(source)
-        with file.open("rb+") as opened:
-            os.fsync(opened.fileno())
+        flush(file)
         file.chmod(file.stat().st_mode | 0o044)  # some writers shut others out
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         sizes[str(name)] = file.stat().st_size

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import ModelError
+from limbeck.core.files import write_json
 from limbeck.models.load import load_model
 from limbeck.models.weights import load_weights, save_weights
 
@@ -129,13 +130,3 @@ def _student_folder(folder: str | os.PathLike[str]) -> Path:
         wanted="a run's folder, or a folder with student.json",
         remedy="check the path",
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, at once or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limbeck.core.errors import LimbeckError, ModelError
+from limbeck.core.files import flush
 
 _IN_FOLDER = ("student.safetensors", "model.safetensors")
 _NESTINGS = ("state_dict", "model_state_dict", "model", "net")
@@ -98,25 +99,15 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], metadata: dict[
         mode = os.fstat(handle).st_mode
         os.close(handle)
         save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        flush(Path(temporary))
         os.chmod(temporary, mode | 0o044)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"these weights cannot be written: {error}", where=str(path)) from error
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:

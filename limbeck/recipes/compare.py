@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -17,12 +16,13 @@ import torch
 
 from limbeck.analysis.statistics import compare_paired, summarise
 from limbeck.core.errors import ConfigError, DataError
+from limbeck.core.files import write_json
 from limbeck.engine.journal import environment
 from limbeck.recipes.check import check
 from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
 from limbeck.recipes.problem import RecipeError
 from limbeck.recipes.rival import against
-from limbeck.recipes.run import run, write_text
+from limbeck.recipes.run import run
 from limbeck.recipes.schema import Recipe
 
 #: Figures of each run that are averaged over seeds.
@@ -209,4 +209,4 @@ def _difference(values: dict[int, float], control: dict[int, float]) -> dict[str
 
 
 def _write(out: Path, facts: dict[str, Any]) -> None:
-    write_text(out / "compare.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    write_json(out / "compare.json", facts)

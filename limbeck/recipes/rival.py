@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.analysis.assess import assess
+from limbeck.core.files import write_json
 from limbeck.models.student import load_student
 from limbeck.recipes.build import Sizes, check_loader, source_of
-from limbeck.recipes.run import device_of, held_out, write_text
+from limbeck.recipes.run import device_of, held_out
 from limbeck.recipes.schema import Recipe
 from limbeck.recipes.teacher import teacher_of
 
@@ -38,5 +39,5 @@ def against(recipe: Recipe, folder: Path, teachers: Path, result: dict[str, Any]
         latency=False,
     )
     facts = {name: facts[name] for name in _OF_TEACHER}
-    write_text(file, json.dumps(facts, indent=1) + "\n")
+    write_json(file, facts)
     return facts

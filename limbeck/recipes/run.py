@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from limbeck.core.errors import ConfigError, LimbeckError
+from limbeck.core.files import write_json, write_text
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
 from limbeck.engine.config import FREE, TrainConfig
@@ -97,7 +98,7 @@ def run(
     training = {"steps": fitted.steps, "seconds": fitted.seconds, "best": fitted.best}
     facts = {"name": recipe.name, "seed": recipe.seed, "split": name, "data": source.describe(), "training": training}
     result = json.loads(json.dumps({**result, **facts}))
-    write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
+    write_json(out / "result.json", result)
     return result
 
 
@@ -108,17 +109,6 @@ def held_out(source: DataSource) -> tuple[str, Split]:
         if split is not None:
             return name, split
     return "train", source.train
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _folder_for(recipe: Recipe, out: Path, resume: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from limbeck.core.errors import DataError
+from limbeck.core.files import write_text
 from limbeck.report.comparison_page import comparison_page
 from limbeck.report.read import read_comparison, read_run
 from limbeck.report.run_page import run_page
@@ -47,7 +48,7 @@ def build(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = Non
         alone = path.is_file() and path.name != "compare.json"
         out = path.with_suffix(".html") if alone else folder / "report.html"
     out = Path(out)
-    _write(out, _render(page))
+    write_text(out, _render(page))
     return out
 
 
@@ -68,13 +69,3 @@ def _render(page: dict[str, Any]) -> str:
         ]
         part["width"] = {3: "three", 4: "four"}.get(len(part["figures"]), "")
     return environment.get_template("page.html.j2").render({**empty, "version": version, **page})
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
