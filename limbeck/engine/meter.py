@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limbeck.core.errors import TrainingError
 
-_NORM, _TOTAL = "grad_norm", "total"
+_TOTAL, _NORM, _TERM = "total", "grad_norm", "terms/"
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Meter:
     explain: Callable[[], str | None] = lambda: None
     steps: int = 0
     samples: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, dict[str, float]] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     rows: list[_Row] = field(default_factory=list)
 
@@ -69,27 +69,25 @@ class Meter:
         for row in rows:
             mine, numbers = dict(zip(row.names, numbers, strict=False)), numbers[len(row.names) :]
             self._check(row, mine)
-            for name, value in mine.items():
-                key = f"{row.turn}/{name}" if row.turn else name
-                self.sums[key] = self.sums.get(key, 0.0) + value
+            sums = self.sums.setdefault(row.turn, {})
+            for name, value in [("rows", 1.0), *mine.items()]:
+                sums[name] = sums.get(name, 0.0) + value
 
     def _check(self, row: _Row, values: dict[str, float]) -> None:
-        where = f"step {row.step}"
+        terms = {k.removeprefix(_TERM): v for k, v in values.items() if k.startswith(_TERM)}
         if not math.isfinite(values[_TOTAL]):
-            terms = {k: v for k, v in values.items() if k.startswith("terms/")}
-            bad = [k.removeprefix("terms/") for k, v in terms.items() if not math.isfinite(v)]
-            found = ", ".join(f"{k.removeprefix('terms/')} = {v:g}" for k, v in terms.items())
-            message = (
-                f"the loss is not finite: {', '.join(bad)}" if bad else "the loss is not finite though its terms are"
+            bad = [name for name, value in terms.items() if not math.isfinite(value)]
+            problem = (
+                f"the loss is not finite: {', '.join(bad)}" if bad else "the loss is not finite, though its terms are"
             )
-            raise TrainingError(message, where=where, found=found, remedy=_REMEDY)
-        if not math.isfinite(values.get(_NORM, 0.0)) and not self.overflow_is_usual:
-            terms = {k.removeprefix("terms/"): v for k, v in values.items() if k.startswith("terms/")}
-            found = ", ".join(f"{k} = {v:g}" for k, v in terms.items())
-            message = f"the gradient of {' + '.join(terms)} is not finite though the loss is"
+        elif not math.isfinite(values.get(_NORM, 0.0)) and not self.overflow_is_usual:
+            problem = f"the gradient of {' + '.join(terms)} is not finite, though the loss is"
             if more := self.explain():
-                message += f", first in {more}"
-            raise TrainingError(message, where=where, found=found, remedy=_REMEDY)
+                problem += f"; first in {more}"
+        else:
+            return
+        found = ", ".join(f"{name} = {value:g}" for name, value in terms.items())
+        raise TrainingError(problem, where=f"step {row.step}", found=found, remedy="lower lr, set clip, or use fp32")
 
     def line(self, mean: Callable[[list[float]], list[float]]) -> dict[str, Any]:
         """What the log says about the steps since the last line, which begins anew.
@@ -98,21 +96,23 @@ class Meter:
             mean: Averages numbers over the ranks.
         """
         self.fetch()
-        keys = sorted(self.sums)
-        sums = dict(zip(keys, mean([self.sums[k] for k in keys]), strict=True))
-        steps = max(self.steps, 1)
+        keys = [(turn, name) for turn, sums in sorted(self.sums.items()) for name in sorted(sums)]
+        means = mean([self.sums[turn][name] for turn, name in keys])
+        values = dict(zip(keys, means, strict=True))
         line: dict[str, Any] = {"total": 0.0, "terms": {}}
-        for key, value in sums.items():
-            turn, _, name = key.rpartition("terms/")
-            if key.endswith(_TOTAL):
-                line["total"] += value / steps
-            elif "terms/" in key:
-                line["terms"][turn + name] = value / steps
-            elif key.endswith(_NORM):
-                line[key] = value / steps
-        labelled = sum(v for k, v in sums.items() if k.endswith("labelled"))
+        correct = labelled = 0.0
+        for (turn, name), value in values.items():
+            prefix, each = f"{turn}/" if turn else "", value / values[turn, "rows"]
+            if name == _TOTAL:
+                line["total"] += each
+            elif name == _NORM:
+                line[prefix + name] = each
+            elif name.startswith(_TERM):
+                line["terms"][prefix + name.removeprefix(_TERM)] = each
+            correct += value if name == "correct" else 0.0
+            labelled += value if name == "labelled" else 0.0
         line["weights"] = {k: float(v) for k, v in self.weights.items()}
-        line["accuracy"] = sum(v for k, v in sums.items() if k.endswith("correct")) / labelled if labelled else None
+        line["accuracy"] = correct / labelled if labelled else None
         self.steps = self.samples = 0
         self.sums = {}
         return line
@@ -124,7 +124,5 @@ class Meter:
 
     def unpack(self, state: dict[str, Any]) -> None:
         """Put back what ``pack`` took."""
-        self.steps, self.sums, self.weights = state["steps"], dict(state["sums"]), dict(state["weights"])
-
-
-_REMEDY = "lower lr, set clip, or use fp32"
+        self.steps, self.weights = state["steps"], dict(state["weights"])
+        self.sums = {turn: dict(sums) for turn, sums in state["sums"].items()}
