@@ -142,7 +142,11 @@ class Checkpoints:
         for file, wanted in body["files"].items():
             if not (path / file).is_file():
                 raise CheckpointError("this file of a checkpoint is missing", where=str(path / file))
-            found = _fingerprint(path / file)
+            try:
+                found = _fingerprint(path / file)
+            except OSError as error:
+                problem = f"this file of a checkpoint cannot be read: {error.strerror}"
+                raise CheckpointError(problem, where=str(path / file)) from None
             if found != wanted:
                 raise CheckpointError(
                     "this file of a checkpoint is damaged",

@@ -178,3 +178,8 @@ def test_what_changes_no_weight_may_change_on_resume(loader, distiller, tmp_path
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000012")
     again = trained(loader, distiller, tmp_path, resume=True, keep=1, log_every=1, checkpoint_every=3)
     assert torch.equal(again, wanted)
+
+
+def test_checkpoints_by_the_clock(loader, distiller, tmp_path):
+    trained(loader, distiller, tmp_path, steps=5, checkpoint_every=None, checkpoint_minutes=0)
+    assert Checkpoints(tmp_path).names() == [f"step-{step:08d}" for step in (5, 4, 3, 2, 1)]

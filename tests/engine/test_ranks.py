@@ -45,7 +45,7 @@ def lines(folder: Path, split: str) -> list[dict]:
     return [line for line in found if line["split"] == split]
 
 
-@pytest.mark.parametrize("name", ranks_run.CASES)
+@pytest.mark.parametrize("name", [name for name in ranks_run.CASES if name != "dropout"])  # ranks draw for themselves
 def test_two_ranks_follow_one(folders, name):
     one, two = (folder / name for folder in folders)
     assert json.loads((two / "run.json").read_text())["ranks"] == 2
@@ -64,13 +64,12 @@ def test_two_ranks_follow_one(folders, name):
 
 
 def test_two_ranks_resume_exactly(folders, tmp_path):
-    whole = folders[1] / "in parts"
-    shutil.copytree(whole, tmp_path / "in parts")
-    names = sorted((tmp_path / "in parts" / "checkpoints").iterdir())
-    assert len(names) > 1
-    shutil.rmtree(names[-1])
-    for name in set(ranks_run.CASES) - {"in parts"}:  # finished runs pass by at once
+    whole = folders[1] / "dropout"
+    shutil.copytree(whole, tmp_path / "dropout")
+    shutil.rmtree(tmp_path / "dropout" / "checkpoints" / "step-00000015")
+    assert [p.name for p in (tmp_path / "dropout" / "checkpoints").iterdir()] == ["step-00000012"]
+    for name in set(ranks_run.CASES) - {"dropout"}:  # finished runs pass by at once
         shutil.copytree(folders[1] / name, tmp_path / name)
     launch(tmp_path)
     file = "student/model.safetensors"
-    assert (tmp_path / "in parts" / file).read_bytes() == (whole / file).read_bytes()
+    assert (tmp_path / "dropout" / file).read_bytes() == (whole / file).read_bytes()
