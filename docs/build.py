@@ -14,7 +14,9 @@ from pathlib import Path
 import limbeck.objectives  # noqa: F401  registers the methods
 from limbeck.core import catalogue
 from limbeck.core.catalogue import Method
+from limbeck.recipes.document import dump
 from limbeck.recipes.json_schema import json_schema
+from limbeck.recipes.schema import usual
 from limbeck.report import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,8 +49,7 @@ def method_page(method: Method) -> str:
     if card.choices:
         lines += ["", "Choices made where the paper leaves room:", ""]
         lines += [f"- {choice.rstrip('.')}." for choice in card.choices]
-    beside = "".join(f", {key}: {weight:g}" for key, weight in card.with_labels.items())
-    lines += ["", "## Use", "", "```yaml", f"loss: {{{card.key}: {card.weight:g}{beside}}}", "```", ""]
+    lines += ["", "## Use", "", "```yaml", dump({"loss": usual(card.key)}).rstrip(), "```", ""]
     if method.function is not None:
         name, signature = method.function.__name__, inspect.signature(method.function)
         names = [p.name for p in signature.parameters.values() if p.default is p.empty]

@@ -124,6 +124,7 @@ def _type(annotation: Any) -> str:
 def _recipe(method: Method) -> str:
     """The usual sum as a recipe's lines, with every option of the method that can be written there."""
     from limbeck.recipes.document import dump
+    from limbeck.recipes.schema import usual
 
     card = method.card
     shown = {}
@@ -132,21 +133,27 @@ def _recipe(method: Method) -> str:
         if isinstance(default, (bool, int, float, str)):
             shown[name] = default
     terms: dict[str, Any] = {key: weight for key, weight in card.with_labels.items() if key != card.key}
-    terms[card.key] = {"weight": card.weight, **shown} if shown else card.weight
+    own = usual(card.key)[card.key]
+    own = own if isinstance(own, dict) else {"weight": own}
+    terms[card.key] = {**own, **shown} if shown or len(own) > 1 else own["weight"]
     return "".join(f"  {line}\n" for line in dump({"loss": terms}).splitlines())
 
 
 def _python(method: Method) -> str:
     from limbeck.core import catalogue
+    from limbeck.core.schedules import Schedule
 
     card = method.card
     cls = method.cls.__name__
     sums = [f"{weight} * {catalogue.get(k).cls.__name__}()" for k, weight in card.with_labels.items() if k != card.key]
     preset = ", ".join(f"{k}={v!r}" for k, v in method.preset.items())
-    own = f"{cls}({preset})" if card.weight == 1 else f"{card.weight} * {cls}({preset})"
+    schedule = type(card.weight).__name__ if isinstance(card.weight, Schedule) else None
+    weight = repr(card.weight)
+    own = f"{cls}({preset})" if card.weight == 1 else f"{weight} * {cls}({preset})"
     names = sorted({cls, *(catalogue.get(k).cls.__name__ for k in card.with_labels)})
     module = "limbeck.objectives" if method.cls.__module__.startswith("limbeck.") else method.cls.__module__
+    first = f"  from limbeck import {schedule}\n" if schedule else ""
     return (
-        f"  from {module} import {', '.join(names)}\n"
+        f"{first}  from {module} import {', '.join(names)}\n"
         f"  student = limbeck.distill(teacher, student, data, {' + '.join([*sums, own])}).student\n"
     )

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.core.objective import Objective
+from limbeck.core.schedules import Schedule
 
 Knowledge = Literal["response", "feature", "relation", "control"]
 Evidence = Literal["parity", "formula", "reading"]
@@ -43,7 +44,7 @@ class Card:
         needs: What a batch or data set must provide beyond inputs: ``labels``, ``index``, ``samples``.
         tasks: What it was made for.
         with_labels: The usual weights beside it: what ``compare`` and a bare method name add, as ``{key: weight}``.
-        weight: Its own usual weight in that sum.
+        weight: Its own usual weight in that sum; a schedule where the paper's runs have one, such as a warm-up.
         scheme: Who teaches whom in the paper.
     """
 
@@ -63,7 +64,7 @@ class Card:
     needs: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("classification",)
     with_labels: dict[str, float] = field(default_factory=dict)
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     scheme: str = "offline"
 
 

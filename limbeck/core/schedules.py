@@ -12,7 +12,7 @@ tensor operations, so that a compiled step is not rebuilt when progress moves.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
@@ -41,6 +41,14 @@ class Schedule:
 
     def __call__(self, progress: float | Tensor) -> Tensor:
         return self.at(torch.as_tensor(progress, dtype=torch.float32))
+
+    def written(self) -> float | dict[str, Any]:
+        """Its form in a recipe, which :func:`parse_schedule` reads back.
+
+        >>> WarmUp(0.25).written()
+        {'warmup': {'until': 0.25}}
+        """
+        return {type(self).__name__.lower(): asdict(self)}
 
     @overload
     def __mul__(self, other: Objective) -> Terms: ...

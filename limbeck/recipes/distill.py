@@ -22,7 +22,7 @@ from limbeck.engine.config import TrainConfig
 from limbeck.models.student import describe_inputs, save_student
 from limbeck.recipes.build import loss_of, scheme_stages
 from limbeck.recipes.run import device_of
-from limbeck.recipes.schema import Term, usual, usual_scheme
+from limbeck.recipes.schema import usual_scheme, usual_terms
 
 
 @dataclass
@@ -134,7 +134,7 @@ def method_loss(method: str | Objective | Terms) -> Terms:
     """
     if not isinstance(method, str):
         return Terms.of(method)
-    return loss_of({key: Term(weight=weight) for key, weight in usual(method).items()})
+    return loss_of(usual_terms(method))
 
 
 @contextmanager

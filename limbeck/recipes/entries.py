@@ -13,7 +13,7 @@ from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.models.describe import flops
 from limbeck.recipes.build import Sizes, fewer, model_of, source_of, train_loader
 from limbeck.recipes.document import parse_value
-from limbeck.recipes.schema import Named, Recipe, Term, usual
+from limbeck.recipes.schema import Named, Recipe, Term, usual_terms
 
 #: Controls by name: what people call them, whose usual loss they train with, and what they hold against a method.
 CONTROLS: dict[str, tuple[str, str, str]] = {
@@ -103,7 +103,7 @@ def method(text: str) -> Entry:
     """
     key, colon, rest = text.strip().partition(":")
     card = catalogue.get(key, "methods").card
-    terms: dict[str, Any] = {name: {"weight": weight} for name, weight in usual(key).items()}
+    terms = {name: term.model_dump(exclude_none=True) for name, term in usual_terms(key).items()}
     for part in rest.split(",") if colon else []:
         name, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not name:

@@ -165,7 +165,13 @@ def usual(method: str) -> dict[str, Any]:
     {'cross_entropy': 0.1, 'kd': 0.9}
     """
     card = catalogue.get(method).card
-    return {**card.with_labels, card.key: card.weight}
+    weight = card.weight
+    return {**card.with_labels, card.key: {"weight": weight.written()} if isinstance(weight, Schedule) else weight}
+
+
+def usual_terms(method: str) -> dict[str, Term]:
+    """The same sum as terms."""
+    return {name: Term.model_validate(_term(value)) for name, value in usual(method).items()}
 
 
 def usual_scheme(loss: Any) -> Named:
@@ -223,6 +229,7 @@ class Recipe(Section):
         plain = self.model_dump(mode="json", exclude_none=True)
         plain["scheme"] = self.scheme.written()
         plain["loss"] = {
-            name: (term["weight"] if set(term) == {"weight"} else term) for name, term in plain["loss"].items()
+            name: (term["weight"] if set(term) == {"weight"} and not isinstance(term["weight"], dict) else term)
+            for name, term in plain["loss"].items()
         }
         return plain

@@ -82,9 +82,9 @@ def test_the_recipe_and_the_python_that_show_gives_work(limbeck: Command, key: s
     assert {"cross_entropy", key} == set(loss)
     recipe = load("digits", [f"loss={loss!r}".replace("'", "").replace("None", "null").replace("True", "true")])
     assert loss_of(recipe.loss).names == list(loss)
-    imports, call = facts["python"].strip().splitlines()
+    *imports, call = [line.strip() for line in facts["python"].strip().splitlines()]
     names: dict[str, object] = {}
-    exec(imports, names)  # the text is our own
+    exec("\n".join(imports), names)  # the text is our own
     expression = call.partition("data, ")[2].removesuffix(").student")
     assert isinstance(Terms.of(eval(expression, names)), Terms)
 

@@ -7,7 +7,7 @@ from limbeck.core.errors import ConfigError
 from limbeck.recipes.entries import CONTROLS, control, controls_of, entries_of, method, split_methods, with_budget
 from limbeck.recipes.load import load
 from limbeck.recipes.run import differences
-from limbeck.recipes.schema import usual
+from limbeck.recipes.schema import Recipe, usual, usual_terms
 
 SMALL = [
     "data.samples=100",
@@ -23,7 +23,8 @@ def test_every_method_of_the_catalogue_trains_as_its_card_says():
     for key, known in catalogue.methods().items():
         entry = method(key)
         recipe = entry.recipe(base, 3)
-        assert {name: term.weight for name, term in recipe.loss.items()} == usual(key)
+        assert recipe.loss == usual_terms(key)
+        assert Recipe.model_validate(recipe.written()).loss == recipe.loss
         assert recipe.scheme.name == known.card.scheme
         assert entry.role == ("control" if known.card.knowledge == "control" else "method")
 

@@ -12,6 +12,7 @@ from limbeck.core.errors import TensorError
 from limbeck.core.labels import split_labels
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
+from limbeck.core.schedules import WarmUp
 from limbeck.core.trace import Trace
 
 
@@ -110,10 +111,12 @@ def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         evidence="parity",
         evidence_note="value and gradient of megvii-research/mdistiller@a08d46f",
         choices=(
-            "The warm-up over the first 20 of 240 epochs is a weight, not part of the loss: WarmUp(0.083) * DKD().",
+            "The warm-up over the first 20 of 240 epochs is its usual weight, not part of the loss: without it the "
+            "student can be driven into answering everything alike.",
         ),
         needs=("labels",),
         with_labels={"cross_entropy": 1.0},
+        weight=WarmUp(0.083),
     ),
     dkd_loss,
 )
@@ -125,7 +128,6 @@ class DKD(Objective):
         beta: Weight of the other classes.
         temperature: T.
 
-    >>> from limbeck.core.schedules import WarmUp
     >>> loss = WarmUp(0.083) * DKD(beta=2.0)
     """
 
