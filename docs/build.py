@@ -52,8 +52,8 @@ def method_page(method: Method) -> str:
     lines += ["", "## Use", "", "```yaml", dump({"loss": usual(card.key)}).rstrip(), "```", ""]
     if method.function is not None:
         name, signature = method.function.__name__, inspect.signature(method.function)
-        names = [p.name for p in signature.parameters.values() if p.default is p.empty]
-        lines += ["```python", f"loss = limbeck.functional.{name}({', '.join(names)})", "```", ""]
+        given = [p.name for p in signature.parameters.values() if p.default is p.empty or p.name in card.needs]
+        lines += ["```python", f"loss = limbeck.functional.{name}({', '.join(given)})", "```", ""]
     return "\n".join(lines)
 
 
