@@ -25,7 +25,7 @@ class PerClass:
     """
 
     def __init__(self, classes: int) -> None:
-        self._counts = MulticlassStatScores(classes, average=None, validate_args=False)
+        self._counts = MulticlassStatScores(classes, average=None, validate_args=False, sync_on_compute=False)
         self._added = False
 
     def update(self, logits: Tensor, labels: Tensor) -> None:

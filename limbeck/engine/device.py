@@ -30,7 +30,8 @@ def make_accelerator(config: TrainConfig, out: Path | None = None) -> Accelerato
     >>> make_accelerator(TrainConfig(device="cpu")).device
     device(type='cpu')
     """
-    cpu = config.device == "cpu"
+    # Where there is no accelerator, saying so lets accelerate see the ranks of torchrun too.
+    cpu = config.device == "cpu" or not _has_accelerator()
     _forget_other_settings(cpu, _MIXED[config.precision])
     for tracker in config.trackers:
         known = [str(t) for t in get_available_trackers()]
@@ -80,6 +81,11 @@ def _forget_other_settings(cpu: bool, mixed: str) -> None:
 
 def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
+
+
+def wait_for_everyone() -> None:
+    """Go on when every process of a distributed run has come here."""
+    PartialState().wait_for_everyone()
 
 
 def is_distributed(accelerator: Accelerator) -> bool:

@@ -53,7 +53,10 @@ def teacher_of(
         return model
     place = folder / name_of(recipe, spec, sizes)
     if not (place / "student" / "student.json").is_file():
+        from limbeck.engine.device import wait_for_everyone
+
         _train(model, recipe, spec, source, sizes, place, device, main, quiet)
+        wait_for_everyone()  # the first process writes what all read
         model = model_of(spec, sizes, spec.seed)
     load_weights(model, place / "student")
     return model
@@ -70,7 +73,8 @@ def _train(
     main: bool,
     quiet: bool,
 ) -> None:
-    from limbeck.engine import Stage, fit
+    from limbeck.engine.fitting import fit
+    from limbeck.engine.stage import Stage
 
     assert spec.train is not None
     loader = train_loader(recipe.data, fewer(source.train, spec.samples), spec.seed, device)
