@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from limbeck.core.errors import ModelError, did_you_mean
+from limbeck.core.importing import current_folder_on_path
 from limbeck.models import zoo
 from limbeck.models.libraries import build, from_timm, from_torchvision, from_transformers
 from limbeck.models.weights import load_weights
@@ -107,14 +107,11 @@ def _refuse(name: str, options: dict[str, Any], **others: Any) -> None:
 
 def _callable(name: str, given: dict[str, int], options: dict[str, Any]) -> nn.Module:
     path, _, attribute = name.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path  # an installed command does not look in the folder it was called in
-    if added:
-        sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(path)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        with current_folder_on_path():
+            found: Any = importlib.import_module(path)
+            for part in attribute.split("."):
+                found = getattr(found, part)
     except ModuleNotFoundError as error:
         raise ModelError(f"there is no module {error.name!r}", where=name, remedy="check PYTHONPATH") from error
     except AttributeError as error:
@@ -122,9 +119,6 @@ def _callable(name: str, given: dict[str, int], options: dict[str, Any]) -> nn.M
         raise ModelError(f"{path!r} has no {attribute!r}", where=name, remedy=remedy) from error
     except Exception as error:
         raise ModelError(f"importing it raised {type(error).__name__}: {error}", where=name) from error
-    finally:
-        if added:
-            sys.path.remove(here)
     if isinstance(found, nn.Module):
         _refuse(name, options)
         return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError, DataError, LimbeckError, did_you_mean
+from limbeck.core.importing import current_folder_on_path
 from limbeck.data.sources.digits import digits
 from limbeck.data.sources.folder import image_folder
 from limbeck.data.sources.hub import hub
@@ -181,24 +180,18 @@ def _name_of(data: Any) -> str:
 
 def _imported(spec: str, options: dict[str, Any]) -> DataSource:
     module, _, attribute = spec.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path  # an installed command does not look in the folder it was called in
-    if added:
-        sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        made = found(**options) if callable(found) else found
+        with current_folder_on_path():
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+            made = found(**options) if callable(found) else found
     except LimbeckError:
         raise
     except ModuleNotFoundError as error:
         raise DataError(f"there is no module {error.name!r}", where=spec, remedy="check PYTHONPATH") from error
     except Exception as error:  # the user's code: whatever it raises, the message says where it came from
         raise DataError(f"it raised {type(error).__name__}: {error}", where=spec) from error
-    finally:
-        if added:
-            sys.path.remove(here)
     if isinstance(made, str):
         raise DataError("it returned a string", where=spec, found=repr(made), wanted=_KINDS)
     return load_source(made)
