@@ -10,8 +10,8 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import TensorError
-from limbeck.core.objective import Contract, Objective
-from limbeck.core.pairing import pair_features
+from limbeck.core.layers import LayerObjective
+from limbeck.core.objective import Contract
 from limbeck.core.reduction import Reduction, check_floating, check_positive, fit_mask, reduce, widen
 from limbeck.core.relations import channel_dim, check_same_batch, unit
 from limbeck.core.trace import Trace
@@ -148,7 +148,7 @@ def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
     ),
     at_loss,
 )
-class AT(Objective):
+class AT(LayerObjective):
     """Attention transfer; see ``limbeck.functional.at_loss``.
 
     Args:
@@ -164,21 +164,10 @@ class AT(Objective):
     def __init__(
         self, tap: str | list[str] = "stages", teacher_tap: str | list[str] | None = None, p: float = 2.0
     ) -> None:
-        super().__init__()
+        super().__init__(tap, teacher_tap)
         check_positive(p, "p")
         self.p = p
-        self.student_taps = (tap,) if isinstance(tap, str) else tuple(tap)
-        teacher_tap = tap if teacher_tap is None else teacher_tap
-        self.teacher_taps = (teacher_tap,) if isinstance(teacher_tap, str) else tuple(teacher_tap)
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        students, teachers = _layers(student, self.student_taps), _layers(teacher, self.teacher_taps)
-        if len(self.student_taps) == len(self.teacher_taps) == 1:
-            pairs = pair_features(students, teachers)
-            students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
+        students, teachers = zip(*self.pairs(student, teacher), strict=True)
         return at_loss(students, teachers, p=self.p, mask=batch.mask)
-
-
-def _layers(trace: Trace, taps: tuple[str, ...]) -> list[Tensor]:
-    values = [trace[tap] for tap in taps]
-    return [f for value in values for f in (value if isinstance(value, list) else [value])]

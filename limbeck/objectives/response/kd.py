@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
-from torch.nn import functional as F
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
+from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.objective import Contract, Objective
-from limbeck.core.reduction import Reduction, check_logits, check_positive, reduce, widen
+from limbeck.core.reduction import Reduction, check_logits, check_positive, reduce
 from limbeck.core.trace import Trace
 
 
@@ -53,11 +51,7 @@ def kd_loss(
     """
     check_logits(student_logits, teacher_logits)
     check_positive(temperature, "temperature")
-    student = F.log_softmax(widen(student_logits) / temperature, dim=-1)
-    teacher = F.log_softmax(widen(teacher_logits.detach()) / temperature, dim=-1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True)
-    # A class the teacher rules out (a padded vocabulary) adds nothing, also where the student rules it out.
-    divergence = divergence.masked_fill(teacher == -math.inf, 0.0).sum(-1)
+    divergence = kl_rows(soften(teacher_logits.detach(), temperature), soften(student_logits, temperature))
     return temperature**2 * reduce(divergence, mask, reduction)
 
 

@@ -1,0 +1,95 @@
+"""Maps of convolutional networks and tokens of transformers as one another, and at one resolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from limbeck.core.errors import TensorError
+from limbeck.core.reduction import check_floating
+
+
+def to_map(feature: Tensor, name: str = "feature") -> Tensor:
+    """A feature as a map ``[B, C, H, W]``.
+
+    Tokens ``[B, N, D]`` become a square grid; a class token in front (``N = n^2 + 1``) or two of them (a distillation
+    token beside it) are left out, anything else that is no square becomes one row ``[B, D, 1, N]``. Maps stay.
+
+    Raises:
+        TensorError: Neither a map nor tokens.
+
+    >>> import torch
+    >>> to_map(torch.zeros(2, 17, 8)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+    check_floating(feature, name, least=3)
+    if feature.ndim == 4:
+        return feature
+    if feature.ndim != 3:
+        raise TensorError("neither a map nor tokens", where=name, found=list(feature.shape), wanted="[B, C, H, W]")
+    tokens = patch_tokens(feature)
+    side = math.isqrt(tokens.shape[1])
+    grid = (side, side) if side * side == tokens.shape[1] else (1, tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(feature: Tensor, name: str = "feature") -> Tensor:
+    """A feature as tokens ``[B, N, D]``: the places of a map in rows; tokens stay, class token included.
+
+    Raises:
+        TensorError: Neither a map nor tokens.
+
+    >>> import torch
+    >>> to_tokens(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 16, 8])
+    """
+    check_floating(feature, name, least=3)
+    if feature.ndim == 3:
+        return feature
+    if feature.ndim != 4:
+        raise TensorError("neither a map nor tokens", where=name, found=list(feature.shape), wanted="[B, N, D]")
+    return feature.flatten(2).transpose(1, 2)
+
+
+def patch_tokens(tokens: Tensor) -> Tensor:
+    """The tokens ``[B, N, D]`` without those in front that stand for no place.
+
+    ``N = n^2``: all of them; ``n^2 + 1`` or ``n^2 + 2`` (n of 2 or more): the last ``n^2``; else all of them.
+    """
+    count = tokens.shape[1]
+    for extra in (0, 1, 2):
+        side = math.isqrt(max(count - extra, 0))
+        if side >= 2 and side * side == count - extra:
+            return tokens[:, extra:]
+    return tokens
+
+
+def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map at another resolution: averaged where it shrinks, bilinear where it grows. The same size: as it is."""
+    height, width = feature.shape[2], feature.shape[3]
+    if (height, width) == size:
+        return feature
+    if size[0] <= height and size[1] <= width:
+        return F.adaptive_avg_pool2d(feature, size)
+    return F.interpolate(feature, size, mode="bilinear", align_corners=False)
+
+
+def same_places(student: Tensor, teacher: Tensor, *, to: str = "smaller") -> tuple[Tensor, Tensor]:
+    """Two features as maps of one resolution; channels stay as they are. Tokens become maps first.
+
+    Args:
+        student, teacher: Maps ``[B, C, H, W]`` or tokens ``[B, N, D]``.
+        to: ``"smaller"``: both at the smaller of the two; ``"teacher"``: both at the teacher's.
+
+    >>> import torch
+    >>> [m.shape[2:] for m in same_places(torch.zeros(1, 3, 8, 8), torch.zeros(1, 17, 5))]
+    [torch.Size([4, 4]), torch.Size([4, 4])]
+    """
+    student, teacher = to_map(student, "student_feature"), to_map(teacher, "teacher_feature")
+    if to == "teacher":
+        size = (teacher.shape[2], teacher.shape[3])
+    else:
+        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return resize(student, size), resize(teacher, size)
