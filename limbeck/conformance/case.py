@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from limbeck.conformance.subject import Subject
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import LimbeckError
-from limbeck.core.objective import Contract, Objective
+from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.survey import dry
 from limbeck.core.taps import Listener
 from limbeck.core.teacher import FrozenTeacher
@@ -80,7 +81,7 @@ class Case:
             scene = scene.cast(torch.float32)  # what setup makes is float32
         reseed(seed)
         objective = self.subject.make(**(options or {}))
-        objective.setup(scene.student, scene.teacher, scene.batch, self.setting.data)
+        objective.setup(scene.student, scene.teacher, scene.batch, self.data)
         return objective.to(dtype)
 
     def distiller(self, seed: int = 0) -> Distiller:
@@ -90,6 +91,20 @@ class Case:
         objective = self.subject.make()
         distiller = Distiller(student, objective, teacher if objective.teacher_taps else None)
         return distiller.setup(self.batch(seed), self.setting.data)
+
+    @cached_property
+    def data(self) -> DataInfo:
+        """What is told of the training set, with what the teacher says of it."""
+        taps, batches = self.subject.make().teacher_taps, self.setting.data.batches
+        if batches is None or not taps:
+            return self.setting.data
+
+        def answers() -> Iterator[tuple[Trace, Batch]]:
+            teacher = FrozenTeacher(self.models()[1])
+            teacher.attach(taps, self.batch())
+            return ((teacher(batch), batch) for batch in batches())
+
+        return replace(self.setting.data, answers=answers)
 
     @cached_property
     def places(self) -> tuple[int, ...]:

@@ -94,4 +94,19 @@ class TextModel(nn.Module):
         return self.head(x.mean(dim=1) if self.pool else x)
 
 
+class DualEncoder(nn.Module):
+    """Images and texts to how well each matches each: ``[B, B]``, row by image, column by text."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.visual_projection = nn.Linear(3 * 8 * 8, width)
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.text_projection = nn.Linear(width, width)
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        seen = self.visual_projection(images.flatten(1))
+        read = self.text_projection(self.embedding(ids).mean(dim=1))
+        return 5 * nn.functional.normalize(seen, dim=1) @ nn.functional.normalize(read, dim=1).T
+
+
 VOCABULARY = 16

@@ -65,7 +65,7 @@ def helpers(case: Case) -> None:
     require(
         not stray, f"{', '.join(stray)} is a plain attribute: it neither moves to a device nor is saved; use a buffer"
     )
-    objective.setup(*_float(scene), case.setting.data)
+    objective.setup(*_float(scene), case.data)
     require(list(objective.state_dict()) == names, "a second setup changed what it holds")
 
 

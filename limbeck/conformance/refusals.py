@@ -27,7 +27,9 @@ def missing(case: Case) -> None:
         )
     for name in ("labels", "index"):
         _needed(case, name, lambda name=name: _without(case, scene, name))  # type: ignore[misc]
-    _needed(case, "samples", lambda: _blank(case, scene))
+    told = case.data
+    _needed(case, "samples", lambda: _blank(case, scene, DataInfo(answers=told.answers)))
+    _needed(case, "answers", lambda: _blank(case, scene, DataInfo(told.samples, told.labels, told.classes)))
 
 
 def _without(case: Case, scene: Scene, name: str) -> None:
@@ -35,9 +37,9 @@ def _without(case: Case, scene: Scene, name: str) -> None:
     evaluate(case.objective(scene), bare)
 
 
-def _blank(case: Case, scene: Scene) -> None:
+def _blank(case: Case, scene: Scene, data: DataInfo) -> None:
     objective = case.subject.make()
-    objective.setup(scene.student, scene.teacher, scene.batch, DataInfo())
+    objective.setup(scene.student, scene.teacher, scene.batch, data)
     evaluate(objective.to(torch.float64), scene)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.core.batch import Batch, map_tensors
 from limbeck.core.objective import Objective
@@ -35,8 +35,12 @@ class Scene:
         )
 
     def cast(self, dtype: torch.dtype) -> Scene:
-        """The same in another precision."""
-        return self.change(lambda t: t.to(dtype), lambda t: t.to(dtype), labels=_cast(self.batch.labels, dtype))
+        """The same in another precision; modules among the taps are copied."""
+        other = self.change(lambda t: t.to(dtype), lambda t: t.to(dtype), labels=_cast(self.batch.labels, dtype))
+        for trace in (other.student, other.teacher):
+            held = {k: copy.deepcopy(v).to(dtype) for k, v in trace.taps.items() if isinstance(v, nn.Module)}
+            trace.taps.update(held)
+        return other
 
     def leaves(self, teacher: bool = False) -> Scene:
         """Fresh tensors that collect gradients: the student's, and the teacher's where asked."""
@@ -51,6 +55,8 @@ class Scene:
         size = self.batch.size
 
         def pick(tensor: Tensor) -> Tensor:
+            if tuple(tensor.shape) == (size, size):  # scores of each sample beside each other
+                return tensor[rows][:, rows]
             return tensor[rows] if tensor.ndim and tensor.shape[0] == size else tensor
 
         batch = replace(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.conformance.models import VOCABULARY, ImageClassifier, TextModel
+from limbeck.conformance.models import VOCABULARY, DualEncoder, ImageClassifier, TextModel
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo
@@ -50,14 +50,23 @@ def all_settings(classes: int = 5) -> list[Setting]:
     return [images(classes), tokens(classes), sequences(classes)]
 
 
+def special_settings() -> dict[str, Setting]:
+    """Situations by the task a card has to name for them."""
+    return {"multilabel": multilabel(), "regression": regression(), "retrieval": retrieval()}
+
+
 def images(classes: int = 5) -> Setting:
     """A classifier of images ``[B, 3, 8, 8]``."""
+
+    def batch(seed: int) -> Batch:
+        return _batch(seed, classes, lambda g: torch.randn(SIZE, 3, 8, 8, generator=g))
+
     return Setting(
         "images",
         lambda: ImageClassifier(4, 1, classes),
         lambda: ImageClassifier(6, 2, classes),
-        lambda seed: _batch(seed, classes, lambda g: torch.randn(SIZE, 3, 8, 8, generator=g)),
-        _data(classes),
+        batch,
+        _data(classes, batch),
         classes,
         with_two_classes=lambda: images(2),
     )
@@ -65,12 +74,16 @@ def images(classes: int = 5) -> Setting:
 
 def tokens(classes: int = 5) -> Setting:
     """A language model: one prediction a token, ``[B, T, C]``."""
+
+    def batch(seed: int) -> Batch:
+        return _batch(seed, classes, _ids, (LENGTH,))
+
     return Setting(
         "tokens",
         lambda: TextModel(8, 2, classes, pool=False),
         lambda: TextModel(12, 3, classes, pool=False),
-        lambda seed: _batch(seed, classes, _ids, (LENGTH,)),
-        _data(classes),
+        batch,
+        _data(classes, batch),
         classes,
         (LENGTH,),
         lambda: tokens(2),
@@ -79,16 +92,56 @@ def tokens(classes: int = 5) -> Setting:
 
 def sequences(classes: int = 5) -> Setting:
     """A classifier of token sequences: features by token, one prediction a sequence."""
+
+    def batch(seed: int) -> Batch:
+        return _batch(seed, classes, _ids)
+
     return Setting(
         "sequences",
         lambda: TextModel(8, 2, classes, pool=True),
         lambda: TextModel(12, 3, classes, pool=True),
-        lambda seed: _batch(seed, classes, _ids),
-        _data(classes),
+        batch,
+        _data(classes, batch),
         classes,
         (LENGTH,),
         lambda: sequences(2),
     )
+
+
+def multilabel(classes: int = 5) -> Setting:
+    """Images with any number of labels each: ``[B, C]`` of zeros and ones; the logits are one yes or no a class."""
+    plain = images(classes)
+
+    def batch(seed: int) -> Batch:
+        drawn = torch.rand(SIZE, classes, generator=torch.Generator().manual_seed(seed))
+        return plain.batch(seed).replace(labels=(drawn < 0.5).float())
+
+    return replace(
+        plain, name="multilabel", batch=batch, data=DataInfo(SAMPLES, classes=classes), with_two_classes=None
+    )
+
+
+def regression(targets: int = 6) -> Setting:
+    """Images with coordinates to predict: labels ``[B, P]``, predictions in the place of logits."""
+    plain = images(targets)
+
+    def batch(seed: int) -> Batch:
+        drawn = torch.randn(SIZE, targets, generator=torch.Generator().manual_seed(seed))
+        return plain.batch(seed).replace(labels=drawn)
+
+    return replace(plain, name="regression", batch=batch, data=DataInfo(SAMPLES), classes=None, with_two_classes=None)
+
+
+def retrieval() -> Setting:
+    """Pairs of images and texts; both models give match scores ``[B, B]`` in the place of logits."""
+
+    def batch(seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randperm(SAMPLES, generator=generator)[:SIZE]
+        images = torch.randn(SIZE, 3, 8, 8, generator=generator)
+        return Batch((images, _ids(generator)), index=index)
+
+    return Setting("retrieval", lambda: DualEncoder(4), lambda: DualEncoder(6), batch, DataInfo(SAMPLES))
 
 
 def given(
@@ -131,5 +184,8 @@ def _batch(
     return Batch(inputs(generator), labels=labels, index=index)
 
 
-def _data(classes: int) -> DataInfo:
-    return DataInfo(samples=SAMPLES, labels=torch.arange(SAMPLES) % classes, classes=classes)
+def _data(classes: int, batch: Callable[[int], Batch]) -> DataInfo:
+    def batches() -> Iterator[Batch]:
+        return (batch(seed) for seed in range(3))
+
+    return DataInfo(SAMPLES, torch.arange(SAMPLES) % classes, classes, batches)

@@ -31,7 +31,7 @@ from limbeck.conformance import (
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import Check, Failure
 from limbeck.conformance.scene import drawing
-from limbeck.conformance.settings import Maker, Setting, all_settings, given
+from limbeck.conformance.settings import Maker, Setting, all_settings, given, special_settings
 from limbeck.conformance.subject import Subject
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError, LimbeckError, did_you_mean
@@ -129,9 +129,15 @@ class Suite:
                 "a pair of your own needs an example of what it is called with", where="batch", found="none"
             )
         self.subject = Subject.of(target, options)
-        settings = all_settings() if student is None or batch is None else [given(student, teacher, batch, data)]
         self.report = Report(self.subject.name)
-        self.cases = _working(self.subject, settings, self.report)
+        if student is not None and batch is not None:
+            self.cases = _working(self.subject, [given(student, teacher, batch, data)], self.report)
+            return
+        special, tasks = special_settings(), self.subject.card.tasks if self.subject.card is not None else ()
+        chosen = [setting for task, setting in special.items() if task in tasks]
+        if not tasks or set(tasks) - special.keys():
+            chosen = all_settings() + chosen
+        self.cases = _working(self.subject, chosen, self.report)
 
     def run(self, check: Check) -> list[Result]:
         """One check in every setting; not where one that it stands on has failed before."""

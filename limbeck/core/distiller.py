@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,10 +114,13 @@ class Distiller(nn.Module):
             if self.loss.teacher_taps:
                 self.teacher.attach(self.loss.teacher_taps, batch)
         self._listener = Listener(self.student, self.loss.student_taps, batch.inputs, logits=self._logits)
+        data = data or DataInfo()
+        if data.batches is not None and data.answers is None and self.teacher is not None:
+            data = replace(data, answers=partial(self._answers, data.batches, device))
         with dry(self.student):
             student, teacher = self.traces(batch)
         for objective in self.loss:
-            objective.setup(student, teacher, batch, data or DataInfo())
+            objective.setup(student, teacher, batch, data)
             objective.to(device)
         return self
 
@@ -125,6 +129,11 @@ class Distiller(nn.Module):
         for objective in self.loss:
             batch = objective.prepare(batch)
         return batch
+
+    def _answers(self, batches: Callable[[], Iterable[Batch]], device: torch.device) -> Iterator[tuple[Trace, Batch]]:
+        for batch in batches():
+            batch = batch.to(device)
+            yield self._teach(batch), batch
 
     def _teach(self, batch: Batch) -> Trace:
         if self.teacher is None or not self.loss.teacher_taps:

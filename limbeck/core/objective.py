@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -55,11 +55,32 @@ class DataInfo:
         samples: How many there are; ids run from 0 to ``samples - 1``.
         labels: ``[samples]`` integer labels by id.
         classes: How many classes.
+        batches: Gives the training set once, in order and without augmentation.
+        answers: Gives it with what the teacher says of each batch; made by ``Distiller.setup`` from ``batches``.
     """
 
     samples: int | None = None
     labels: Tensor | None = None
     classes: int | None = None
+    batches: Callable[[], Iterable[Batch]] | None = None
+    answers: Callable[[], Iterable[tuple[Trace, Batch]]] | None = None
+
+    def all_answers(self, where: str) -> Iterable[tuple[Trace, Batch]]:
+        """The teacher's trace of every training batch, for class means and the like.
+
+        Args:
+            where: Who asks, for the error.
+
+        Raises:
+            ConfigError: The training set is not at hand.
+        """
+        if self.answers is None:
+            raise ConfigError(
+                "this needs the teacher's answers over the whole training set",
+                where=where,
+                remedy="train with limbeck's engine, or call Distiller.setup(batch, DataInfo(batches=...))",
+            )
+        return self.answers()
 
 
 class Objective(nn.Module):

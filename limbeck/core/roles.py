@@ -12,6 +12,9 @@ tap                     means
 ``stages``              the last layer at each spatial resolution (all of them, or ``stages:1``, ``stages:-1``)
 ``blocks``              the repeated blocks, in order (``blocks:0``, ``blocks:-1``)
 ``attention``           attention maps by layer (``attention:0``)
+``logits@weight``       the weight ``[C, D]`` of the linear layer that makes the logits (the last that runs);
+                        ``logits@bias`` its bias ``[C]``, zeros where it has none
+``layer4@module``       the module itself, ``fc@weight`` a parameter of it
 ======================  ==============================================================================
 """
 
@@ -27,18 +30,25 @@ from typing import Literal
 from limbeck.core.errors import TapError, did_you_mean
 from limbeck.core.survey import Place
 
-_NAME = re.compile(r"^(?P<path>[^@#\[\]:]+)(\[(?P<element>\d+)\])?(@(?P<side>in|out))?(#(?P<call>\d+))?$")
+_NAME = re.compile(
+    r"^(?P<path>[^@#\[\]:]+)(\[(?P<element>\d+)\])?(@(?P<side>in|out|weight|bias|module))?(#(?P<call>\d+))?$"
+)
 _ROLE = re.compile(r"^(?P<role>[a-z]+)(:(?P<index>-?\d+))?$")
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One value to capture: which module, its input or output, which entry, at which call."""
+    """One value to capture: which module, its input or output, which entry, at which call; or what it holds itself."""
 
     module: str
-    side: Literal["in", "out"] = "out"
+    side: Literal["in", "out", "weight", "bias", "module"] = "out"
     element: int | None = None
     call: int = 0
+
+    @property
+    def held(self) -> bool:
+        """It is part of the model, and needs no forward."""
+        return self.side in ("weight", "bias", "module")
 
 
 def resolve(tap: str, places: dict[str, Place]) -> Spot | list[Spot]:
@@ -47,6 +57,8 @@ def resolve(tap: str, places: dict[str, Place]) -> Spot | list[Spot]:
     Raises:
         TapError: No such place or role; the message names near misses.
     """
+    if tap.startswith("logits@") and "logits" not in places:
+        tap = f"{_penultimate(places)[0].module}@{tap.partition('@')[2]}"
     role = _ROLE.match(tap)
     if role and role["role"] in ROLES and tap not in places:
         spots = ROLES[role["role"]](places)
@@ -75,6 +87,8 @@ def _named(tap: str, places: dict[str, Place]) -> Spot:
             where=tap,
             remedy=did_you_mean(path, [*places, *ROLES, "logits"]) or "list its places with: limbeck taps MODEL",
         )
+    if match["side"] in ("weight", "bias", "module"):
+        return Spot(path, match["side"])  # type: ignore[arg-type]
     place, call = places[path], match["call"]
     if call is None and place.calls > 1:
         raise TapError(

@@ -55,7 +55,9 @@ class Listener:
         if named and places is None:
             places = survey(model, inputs)
         self.spots: dict[str, Spot | list[Spot]] = {tap: resolve(tap, places or {}) for tap in named}
-        flat = {s for spots in self.spots.values() for s in (spots if isinstance(spots, list) else [spots])}
+        flat = {
+            s for spots in self.spots.values() for s in (spots if isinstance(spots, list) else [spots]) if not s.held
+        }
         self._calls = {s.module: (places or {})[s.module].calls for s in flat}
         self._values: dict[Spot, Tensor] | None = None
         self._versions: dict[Spot, int] | None = None
@@ -129,7 +131,7 @@ class Listener:
             return Trace(output, taps, self.where)
         self._values, self._seen, output = {}, {}, None
         try:
-            if self.wants_logits or torch.compiler.is_compiling():
+            if self.wants_logits or not self._owed or torch.compiler.is_compiling():
                 output = call_model(self.model, inputs)
             else:
                 with contextlib.suppress(_Stop):
@@ -140,6 +142,9 @@ class Listener:
         self._check_gradients(values)
         taps = {}
         for tap, spots in self.spots.items():
+            if isinstance(spots, Spot) and spots.held:
+                taps[tap] = self._held(spots)
+                continue
             several = spots if isinstance(spots, list) else [spots]
             for spot in several:
                 if spot not in values:
@@ -153,6 +158,18 @@ class Listener:
         if self.wants_logits:
             taps["logits"] = logits_of(output, self.where)
         return Trace(output, taps, self.where)
+
+    def _held(self, spot: Spot) -> Tensor | nn.Module:
+        """A module, or a parameter of it; where the model only answers, cut off from training."""
+        module = self._module(spot)
+        if spot.side == "module":
+            return module
+        value, weight = getattr(module, spot.side, None), getattr(module, "weight", None)
+        if value is None and spot.side == "bias" and isinstance(weight, Tensor):
+            value = weight.new_zeros(len(weight))
+        if not isinstance(value, Tensor):
+            raise TapError(f"this module has no {spot.side}", where=spot.module, found=type(module).__name__)
+        return value if torch.is_grad_enabled() else value.detach()
 
     def _check_gradients(self, values: dict[Spot, Tensor]) -> None:
         """Refuse values cut off from the weights that made them. Told from outside: within, gradients are off."""

@@ -26,7 +26,7 @@ class Trace:
     def __init__(
         self,
         output: Any,
-        taps: Mapping[str, Tensor | list[Tensor]] | None = None,
+        taps: Mapping[str, Any] | None = None,
         logits: str | None = None,
         members: tuple[Trace, ...] = (),
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,10 @@ class Loader(ABC):
         for parts in self.epoch(epoch):
             yield from parts
 
+    def plain(self) -> Iterator[Batch]:
+        """The set once, as it is: in order and without augmentation, where the loader can do so."""
+        return self.batches()
+
     def __len__(self) -> int:
         steps = self.steps_per_epoch
         if steps is None:
@@ -129,6 +134,12 @@ class IndexedLoader(Loader):
         if self.shuffle:
             return epoch_order(self.samples, self.seed, epoch, device)
         return torch.arange(self.samples, device=device)
+
+    def plain(self) -> Iterator[Batch]:
+        bare = copy.copy(self)
+        bare.shuffle = bare.drop_last = False
+        bare.augment = Augment((), normalise=self.augment.normalise, classes=self.classes)
+        return bare.batches()
 
     def describe(self) -> dict[str, Any]:
         stats = self.augment.normalise

@@ -151,7 +151,8 @@ class _Check:
         ))  # fmt: skip
         if made is not None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
-        self.info = DataInfo(train.samples, train.labels, split.class_count)
+        few_batches = made.plain if made is not None else None  # what is made of all samples is tried on these
+        self.info = DataInfo(train.samples, train.labels, split.class_count, few_batches)
 
     def held_out(self, source: DataSource) -> None:
         """Whether there is what the training is judged by, and of the same classes."""
