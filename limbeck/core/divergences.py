@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from limbeck.core.reduction import widen
@@ -12,6 +13,66 @@ from limbeck.core.reduction import widen
 def soften(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """Log-probabilities at a temperature, over the last dimension; half precision is widened first."""
     return (widen(logits) / temperature).log_softmax(dim=-1)
+
+
+def standardise(
+    logits: Tensor,
+    dim: int = -1,
+    *,
+    correction: int = 1,
+    eps: float = 0.0,
+    variance_eps: float = 0.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Logits minus their mean, over their standard deviation; the gradient runs through both.
+
+    .. math:: h = \frac{z - \mu}{\sqrt{v + \epsilon_v} + \epsilon}, \qquad
+        v = \frac{1}{n - c} \sum (z - \mu)^2
+
+    Where the values do not vary (up to rounding), :math:`h` is 0 and passes no gradient, unless ``variance_eps``
+    defines one. Half precision is widened first.
+
+    Args:
+        logits: ``[*]`` of any shape.
+        dim: What is standardised: -1 each place over its classes (logit standardisation), 0 each class over the batch.
+        correction: :math:`c`; 1 gives the unbiased variance, 0 the biased one.
+        eps: :math:`\epsilon`, added to the standard deviation.
+        variance_eps: :math:`\epsilon_v`, added to the variance.
+        mask: Booleans that broadcast to the logits, True where a value counts; the others are 0 in the result.
+
+    >>> standardise(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([-1.,  0.,  1.])
+    """
+    centred, spread, flat = _spread(widen(logits), dim, correction, variance_eps, mask)
+    return (centred / (spread + eps)).masked_fill(flat, 0.0)
+
+
+def deviation(logits: Tensor, dim: int = -1, *, correction: int = 1) -> Tensor:
+    """Standard deviation along a dimension, which stays with length 1; exactly 0 where values do not vary.
+
+    >>> deviation(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([1.])
+    """
+    _, found, flat = _spread(widen(logits), dim, correction, 0.0, None)
+    return found.masked_fill(flat, 0.0)
+
+
+def _spread(
+    values: Tensor, dim: int, correction: int, variance_eps: float, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values minus their mean, their standard deviation (1 where they do not vary), and where they do not vary."""
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.expand(values.shape)
+    number = mask.sum(dim=dim, keepdim=True)  # counted with a mask, so that a graph does not depend on the batch's size
+    counted = values.masked_fill(~mask, 0.0)
+    mean = counted.sum(dim=dim, keepdim=True) / number.clamp(min=1)
+    centred = (counted - mean).masked_fill(~mask, 0.0)
+    variance = centred.square().sum(dim=dim, keepdim=True) / (number - correction).clamp(min=1)
+    if variance_eps:
+        return centred, (variance + variance_eps).sqrt(), torch.zeros_like(variance, dtype=torch.bool)
+    with torch.no_grad():
+        size = torch.linalg.vector_norm(counted, dim=dim, keepdim=True)
+        flat = torch.linalg.vector_norm(centred, dim=dim, keepdim=True) <= 4 * torch.finfo(values.dtype).eps * size
+    return centred, variance.masked_fill(flat, 1.0).sqrt(), flat
 
 
 def kl_rows(first: Tensor, second: Tensor) -> Tensor:
