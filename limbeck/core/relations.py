@@ -1,4 +1,4 @@
-"""What losses on features share: one row a sample, unit vectors, and where a feature keeps its channels."""
+"""What losses on features share: one row a sample, unit vectors, and how rows lie to one another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import TensorError
-from limbeck.core.reduction import check_floating, fit_mask
+from limbeck.core.reduction import check_floating, fit_mask, widen
 
 
 def channel_dim(feature: Tensor) -> int:
@@ -61,6 +61,91 @@ def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     """
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / length.masked_fill(length == 0, math.inf)
+
+
+def gram(first: Tensor, second: Tensor | None = None) -> Tensor:
+    """Inner products of rows, ``[*, N, M]``: of ``first`` ``[*, N, D]`` with ``second`` ``[*, M, D]``, or with itself.
+
+    >>> gram(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+    tensor([[5., 2.],
+            [2., 1.]])
+    """
+    return first @ (first if second is None else second).mT
+
+
+def cosines(first: Tensor, second: Tensor | None = None) -> Tensor:
+    """Cosines between rows, ``[*, N, M]``; a zero row has cosine 0 with everything, itself included.
+
+    >>> cosines(torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
+    tensor([[1., 0.],
+            [0., 0.]])
+    """
+    return gram(unit(first), None if second is None else unit(second))
+
+
+def distances(first: Tensor, second: Tensor | None = None) -> Tensor:
+    """Euclidean distances between rows, ``[*, N, M]``; equal rows pass no gradient.
+
+    From differences, not from a Gram matrix, which would lose the digits of near neighbours far from zero; without
+    keeping the differences, ``[N, M, D]``, in memory.
+
+    >>> distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[0., 5.],
+            [5., 0.]])
+    """
+    return torch.cdist(first, first if second is None else second, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def double_centre(relations: Tensor, counts: Tensor | None = None) -> Tensor:
+    """A matrix of relations less the means of its rows and columns, ``[N, N]``: both are 0 afterwards.
+
+    Args:
+        relations: ``[N, N]``.
+        counts: ``[N]`` booleans, True where a sample counts; means run over these, and all else is 0 afterwards.
+    """
+    if counts is None:
+        return relations - relations.mean(0, keepdim=True) - relations.mean(1, keepdim=True) + relations.mean()
+    number = counts.sum().clamp(min=1)
+    relations = relations.masked_fill(~(counts.unsqueeze(0) & counts.unsqueeze(1)), 0.0)
+    columns, rows_ = relations.sum(0, keepdim=True) / number, relations.sum(1, keepdim=True) / number
+    centred = relations - columns - rows_ + columns.sum() / number
+    return centred.masked_fill(~(counts.unsqueeze(0) & counts.unsqueeze(1)), 0.0)
+
+
+def dcor(first: Tensor, second: Tensor, counts: Tensor | None = None, *, least: float = 0.0) -> Tensor:
+    r"""Distance correlation of two sets of features of the same samples: 0 where independent, 1 where similar figures.
+
+    .. math::
+        \mathrm{dCor} = \sqrt{\frac{\langle A, B \rangle}{\sqrt{\langle A, A \rangle \langle B, B \rangle}}},
+        \qquad A = \text{double centring of } \|x_i - x_j\|
+
+    Widths may differ. Translations, rotations and a common scale change nothing. Where one side does not vary it is 0
+    and passes no gradient.
+
+    Args:
+        first: ``[B, *]``; flattened to one row a sample.
+        second: ``[B, *]``.
+        counts: ``[B]`` booleans, True where a sample counts.
+        least: Squared distances are at least this; MV-MR's code has 1e-4, between a sample and itself too.
+
+    Returns:
+        A number from 0 to 1.
+
+    Source:
+        Szekely, Rizzo and Bakirov, "Measuring and testing dependence by correlation of distances", 2007.
+
+    >>> points = torch.tensor([[0.0], [1.0], [5.0]])
+    >>> dcor(points, 2 * points + 1)
+    tensor(1.)
+    """
+    a, b = (double_centre(_at_least(distances(widen(x).flatten(1)), least), counts) for x in (first, second))
+    covariance, spread = (a * b).sum(), torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
+    still = (spread == 0) | (covariance <= 0)
+    return (covariance / spread.masked_fill(still, 1.0)).masked_fill(still, 1.0).sqrt().masked_fill(still, 0.0)
+
+
+def _at_least(distances_: Tensor, least: float) -> Tensor:
+    return distances_.clamp(min=math.sqrt(least)) if least else distances_
 
 
 def check_same_batch(student: Tensor, teacher: Tensor, student_name: str, teacher_name: str) -> None:

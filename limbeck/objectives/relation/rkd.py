@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from limbeck.core.catalogue import Card, register
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_floating, reduce, widen
-from limbeck.core.relations import check_same_batch, rows, unit
+from limbeck.core.relations import check_same_batch, distances, gram, rows, unit
 from limbeck.core.trace import Trace
 
 
@@ -72,34 +71,27 @@ def rkd_loss(
     weight = student.new_ones(len(student)) if counts is None else counts.to(student.dtype)
     number = weight.sum().clamp(min=1)
 
-    s_edges, t_edges = _edges(student), _edges(teacher)
     values = student.new_zeros(len(student))
     if distance_weight:
-        gap = F.smooth_l1_loss(_distances(s_edges, weight), _distances(t_edges, weight), reduction="none")
+        gap = F.smooth_l1_loss(_scaled(student, weight), _scaled(teacher, weight), reduction="none")
         values = values + distance_weight * (gap @ weight) / number
     if angle_weight:
-        gap = F.smooth_l1_loss(_angles(s_edges), _angles(t_edges), reduction="none")
+        gap = F.smooth_l1_loss(_angles(student), _angles(teacher), reduction="none")
         values = values + angle_weight * (gap @ weight @ weight) / number**2
     return reduce(values, counts, reduction)
 
 
-def _edges(x: Tensor) -> Tensor:
-    """``[N, N, D]``: from each sample to every other."""
-    return x.unsqueeze(0) - x.unsqueeze(1)
-
-
-def _distances(edges: Tensor, weight: Tensor) -> Tensor:
-    """``[N, N]``: lengths, over the mean of those above zero among samples that count."""
-    lengths = torch.linalg.vector_norm(edges, dim=-1)
+def _scaled(x: Tensor, weight: Tensor) -> Tensor:
+    """``[N, N]``: distances, over the mean of those above zero among samples that count."""
+    lengths = distances(x)
     pairs = weight.unsqueeze(0) * weight.unsqueeze(1) * (lengths > 0)
     mean = (lengths * pairs).sum() / pairs.sum().clamp(min=1)
     return lengths / mean.masked_fill(mean == 0, 1.0)
 
 
-def _angles(edges: Tensor) -> Tensor:
+def _angles(x: Tensor) -> Tensor:
     """``[N, N, N]``: cosine at the first index between the ways to the second and the third."""
-    directions = unit(edges)
-    return directions @ directions.transpose(1, 2)
+    return gram(unit(x.unsqueeze(0) - x.unsqueeze(1)))
 
 
 @register(
