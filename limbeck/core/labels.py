@@ -26,3 +26,18 @@ def split_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
             "a label names no class", where="labels", found=int(labels.max()), wanted=f"0 to {classes - 1}, or negative"
         )
     return labels.clamp(min=0), labels >= 0
+
+
+def class_labels(labels: Tensor | None, classes: int, method: str) -> tuple[Tensor, Tensor]:
+    """``split_labels`` for a loss that has to know the class of each place.
+
+    Raises:
+        TensorError: No labels, soft labels, or a label that names no class.
+
+    >>> class_labels(torch.tensor([1]), 3, "PLD")
+    (tensor([1]), tensor([True]))
+    """
+    if labels is None or labels.is_floating_point():
+        found = "none" if labels is None else f"{list(labels.shape)} {labels.dtype}"
+        raise TensorError(f"{method} needs to know the class", where="labels", found=found, wanted="integer labels")
+    return split_labels(labels, classes)
