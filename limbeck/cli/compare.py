@@ -31,6 +31,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison.", show_default="runs/NAME-compare")
     ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="How many runs to do at a time.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def compare(
     chosen = [method for text in methods for method in split_methods(text)]
     named = {"all": True, "none": False}.get(controls)
     wanted = named if named is not None else [name.strip() for name in controls.split(",") if name.strip()]
-    _compare(read, chosen, seeds, wanted, folder, quiet, as_json)
+    _compare(read, chosen, seeds, wanted, folder, quiet, as_json, jobs)
 
 
 def demo(
@@ -61,13 +62,15 @@ def demo(
 
 
 def _compare(
-    recipe: Any, methods: list[str], seeds: int, controls: Any, folder: Path, quiet: bool, as_json: bool
+    recipe: Any, methods: list[str], seeds: int, controls: Any, folder: Path, quiet: bool, as_json: bool, jobs: int = 1
 ) -> None:
     from limbeck.recipes import compare as comparison
     from limbeck.report import build, caption
 
     gc.freeze()  # what is imported stays: the engine's collections after each run need not walk over it
-    facts = interruptible(comparison.compare, recipe, methods, seeds, controls, out=folder, quiet=quiet, say=say)
+    facts = interruptible(
+        comparison.compare, recipe, methods, seeds, controls, out=folder, jobs=jobs, quiet=quiet, say=say
+    )
     if not facts:  # another process of a distributed run reports
         return
     page = build(folder)

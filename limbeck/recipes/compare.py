@@ -20,6 +20,7 @@ from limbeck.core.files import write_json
 from limbeck.engine.journal import environment
 from limbeck.recipes.check import check
 from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
+from limbeck.recipes.jobs import run_all
 from limbeck.recipes.problem import RecipeError
 from limbeck.recipes.rival import against
 from limbeck.recipes.run import run
@@ -38,6 +39,7 @@ def compare(
     controls: bool | Sequence[str] = True,
     *,
     out: str | os.PathLike[str],
+    jobs: int = 1,
     quiet: bool = False,
     command: str | None = None,
     say: Callable[[str], None] | None = None,
@@ -72,6 +74,7 @@ def compare(
         seeds: How many, counted from the recipe's own, or which.
         controls: All of them, none, or some by name.
         out: Folder of the comparison.
+        jobs: How many runs to do at a time, each in a process of its own; figures of speed suffer.
         quiet: Show no progress bars.
         command: What to note as the command; default the one this process was called with.
         say: Told before each run which it is.
@@ -94,25 +97,26 @@ def compare(
     entries = entries_of(methods, controls_of(controls, recipe.teacher is not None))
     _check(recipe, entries)
     entries, left_out = with_budget(recipe, entries, _MOST_BUDGET if controls is True else None)
-    facts = {**_head(recipe, numbers, command, began), "left_out": left_out}
+    facts = {**_head(recipe, numbers, command, began), "jobs": jobs, "left_out": left_out}
     for name, reason in left_out.items():
         if say is not None:
             say(f"without the control {name}: {reason}; name it among the controls to run it all the same")
+    runs = [(entry, seed, out / "runs" / f"{entry.slug}-seed{seed}") for seed in numbers for entry in entries]
+    if jobs != 1:
+        tasks = [(f"{entry.name}, seed {seed}", entry.recipe(recipe, seed), folder) for entry, seed, folder in runs]
+        run_all(tasks, jobs, teachers=out / "teachers", say=say)
     results: dict[str, list[dict[str, Any]]] = {entry.entry: [] for entry in entries}
-    for seed in numbers:
-        for entry in entries:
-            if say is not None:
-                done = sum(map(len, results.values()))
-                say(f"run {done + 1} of {len(entries) * len(numbers)}: {entry.name}, seed {seed}")
-            folder = out / "runs" / f"{entry.slug}-seed{seed}"
-            own = entry.recipe(recipe, seed)
-            result = run(own, folder, resume=True, teachers=out / "teachers", quiet=quiet)
-            if not main:  # in a distributed run one process writes
-                continue
-            if entry.rival:
-                result = {**result, **against(recipe, folder, out / "teachers", result)}
-            results[entry.entry].append({**result, "folder": folder.relative_to(out).as_posix()})
-            _write(out, {**facts, **_body(entries, results), "status": "running", "seconds": time.time() - began})
+    for entry, seed, folder in runs:
+        if say is not None and not (folder / "result.json").is_file():
+            done = sum(map(len, results.values()))
+            say(f"run {done + 1} of {len(runs)}: {entry.name}, seed {seed}")
+        result = run(entry.recipe(recipe, seed), folder, resume=True, teachers=out / "teachers", quiet=quiet)
+        if not main:  # in a distributed run one process writes
+            continue
+        if entry.rival:
+            result = {**result, **against(recipe, folder, out / "teachers", result)}
+        results[entry.entry].append({**result, "folder": folder.relative_to(out).as_posix()})
+        _write(out, {**facts, **_body(entries, results), "status": "running", "seconds": time.time() - began})
     if not main:
         return {}
     whole = {**facts, **_body(entries, results), "status": "finished", "seconds": round(time.time() - began, 3)}

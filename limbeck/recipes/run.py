@@ -16,6 +16,7 @@ from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
 from limbeck.engine.config import FREE, TrainConfig
 from limbeck.models.student import describe_inputs, save_student
+from limbeck.recipes.answers import answers
 from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, source_of, stages_of, train_loader
 from limbeck.recipes.document import dump, parse
 from limbeck.recipes.schema import Recipe
@@ -88,12 +89,18 @@ def run(
     name, split = held_out(source)
     place = next((p.device for p in fitted.student.parameters()), torch.device("cpu"))
     measured = check_loader(recipe.data, split, place)
+    where = None if recipe.teacher is None else recipe.teacher.logits
+    said = None  # in a comparison many runs ask the same teacher the same
+    if teacher is not None and teachers is not None:
+        identity = {"split": name, "source": source.describe()}
+        said = answers(teacher.to(place), measured, beside.with_name("answers"), data=identity, where=where)
     result = assess(
         fitted.student,
         teacher,
         measured,
         logits=spec.logits,
-        teacher_logits=None if recipe.teacher is None else recipe.teacher.logits,
+        teacher_logits=where,
+        said=said,
     )
     training = {"steps": fitted.steps, "seconds": fitted.seconds, "best": fitted.best}
     facts = {"name": recipe.name, "seed": recipe.seed, "split": name, "data": source.describe(), "training": training}
