@@ -134,3 +134,97 @@ def binary_kl_rows(first: Tensor, second: Tensor) -> Tensor:
 
 def _softplus(x: Tensor) -> Tensor:
     return x.clamp(min=0) + (-x.abs()).exp().log1p()
+
+
+def log_mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    r"""Logarithm of a mixture, :math:`\log (s\, p + (1 - s)\, q)`; a class that both rule out stays ruled out.
+
+    Args:
+        log_p: :math:`\log p`, ``[*, C]``.
+        log_q: :math:`\log q`, the same shape.
+        share: :math:`s`, between 0 and 1, both excluded.
+
+    >>> log_mixture(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log(), 0.25).exp()
+    tensor([0.2500, 0.7500])
+    """
+    both = (log_p == -math.inf) & (log_q == -math.inf)
+    # logaddexp of twice -inf has no gradient: something finite stands there meanwhile.
+    log_p, log_q = log_p.masked_fill(both, 0.0), log_q.masked_fill(both, 0.0)
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share)).masked_fill(both, -math.inf)
+
+
+def jensen_shannon_rows(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
+    r"""Generalised Jensen-Shannon divergence of each row, between 0 and the entropy of :math:`(\beta, 1 - \beta)`.
+
+    .. math:: \beta\, \mathrm{KL}(p \| m) + (1 - \beta)\, \mathrm{KL}(q \| m), \qquad m = \beta p + (1 - \beta) q
+
+    >>> jensen_shannon_rows(torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log())
+    tensor(0.6931)
+    """
+    middle = log_mixture(log_p, log_q, beta)
+    return beta * kl_rows(log_p, middle) + (1 - beta) * kl_rows(log_q, middle)
+
+
+def alpha_rows(log_p: Tensor, log_q: Tensor, alpha: float, clip: float | None = None) -> Tensor:
+    r"""Alpha-divergence of each row; its limits at 1 and 0 are KL(p, q) and KL(q, p).
+
+    .. math:: \frac{1}{\alpha (\alpha - 1)} \left( \sum_c p_c^\alpha q_c^{1 - \alpha} - 1 \right)
+
+    Args:
+        log_p: :math:`\log p`, ``[*, C]``; with ``clip`` taken as constant.
+        log_q: :math:`\log q`, the same shape.
+        alpha: Any number. Below 0 or above 1 the sum has no bound.
+        clip: The most that :math:`(p_c / q_c)^\alpha` counts, in the value as in the gradient, which then is that of
+            the value without clipping, weighted by the clipped ratios. ``None``: no limit. At 1 nothing is clipped.
+
+    >>> alpha_rows(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log(), 2.0)
+    tensor(0.8889)
+    """
+    if alpha == 1:
+        return kl_rows(log_p, log_q)
+    if alpha == 0 and clip is None:
+        return kl_rows(log_q, log_p)
+    both = (log_p == -math.inf) & (log_q == -math.inf)
+    if clip is None:
+        terms = (alpha * log_p + (1 - alpha) * log_q).masked_fill(both, -math.inf)
+        return terms.logsumexp(dim=-1).expm1() / (alpha * (alpha - 1))
+    with torch.no_grad():
+        log_ratio = (log_p - log_q).masked_fill(both, 0.0)
+        log_weight = ((alpha or 1.0) * log_ratio).clamp(max=math.log(clip))
+        q, weight = log_q.exp(), log_weight.exp()
+        value = -q * log_weight if alpha == 0 else q * (weight - 1) / (alpha * (alpha - 1))
+        slope = -q * log_weight if alpha == 0 else -q * weight / alpha
+    surrogate = (slope * log_q.masked_fill(log_q == -math.inf, 0.0)).sum(dim=-1)
+    return value.sum(dim=-1) + (surrogate - surrogate.detach())
+
+
+def alpha_beta_rows(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
+    r"""Alpha-beta divergence of each row, for exponents of zero or more.
+
+    .. math:: -\frac{1}{\alpha \beta} \sum_c \left( p_c^\alpha q_c^\beta - \frac{\alpha}{\alpha + \beta}
+        p_c^{\alpha + \beta} - \frac{\beta}{\alpha + \beta} q_c^{\alpha + \beta} \right)
+
+    Where an exponent is 0 it is the limit: (1, 0) gives KL(p, q), (0, 1) KL(q, p), and (0, 0) half the squared distance
+    of the logarithms.
+
+    >>> alpha_beta_rows(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log(), 1.0, 1.0)
+    tensor(0.1600)
+    """
+    if alpha == 0 == beta:
+        both = (log_p == -math.inf) & (log_q == -math.inf)
+        return 0.5 * (log_p - log_q).masked_fill(both, 0.0).square().sum(dim=-1)
+    if alpha == 0:
+        return _alpha_zero(log_q, log_p, beta)
+    if beta == 0:
+        return _alpha_zero(log_p, log_q, alpha)
+    total = alpha + beta
+    mixed = (alpha * log_p + beta * log_q).exp()
+    apart = (alpha * (total * log_p).exp() + beta * (total * log_q).exp()) / total
+    return (apart - mixed).sum(dim=-1) / (alpha * beta)
+
+
+def _alpha_zero(first: Tensor, second: Tensor, exponent: float) -> Tensor:
+    """The limit where the exponent of ``second`` goes to 0 and that of ``first`` is given."""
+    gap = (exponent * (first - second)).masked_fill(first == -math.inf, 0.0)
+    first, second = (exponent * first).exp(), (exponent * second).exp()
+    return (first * gap - first + second).sum(dim=-1) / exponent**2
