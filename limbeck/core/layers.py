@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator
 
-from limbeck.core.errors import ConfigError
-from limbeck.core.objective import Objective
+from torch import Tensor, nn
+
+from limbeck.core.batch import Batch
+from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.layout import aligned
+from limbeck.core.objective import DataInfo, Objective
 from limbeck.core.pairing import pair_features
+from limbeck.core.projectors import projector
+from limbeck.core.relations import channel_dim, project
 from limbeck.core.trace import Trace
 
 Tap = str | list[str]
@@ -50,6 +56,52 @@ class LayerObjective(Objective):
     def pair(self, student: Trace, teacher: Trace) -> tuple[Tensor, Tensor]:
         """The one pair, for objectives that compare a single layer; of a plural role the last pair."""
         return self.pairs(student, teacher)[-1]
+
+    def each(self, helpers: str, student: Trace, teacher: Trace) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+        """The pairs, each with its own of the modules that ``setup`` made: helper, student feature, teacher feature.
+
+        Raises:
+            ConfigError: Not set up yet.
+            TensorError: Other pairs than in the dry run.
+        """
+        modules, pairs = self.ready(helpers), self.pairs(student, teacher)
+        if len(modules) != len(pairs):
+            raise TensorError(
+                "the layers no longer pair as in the dry run",
+                where="student_feature",
+                found=f"{len(pairs)} pairs",
+                wanted=f"{len(modules)}",
+                remedy="name the layers in tap and teacher_tap, or set up again with inputs of this size",
+            )
+        return ((m, s, t) for m, (s, t) in zip(modules, pairs, strict=True))
+
+
+class SameWidth(LayerObjective):
+    """Layers of one width, for methods that know no other.
+
+    Where the student's layer differs from the teacher's in width, a linear map (on maps a 1x1 convolution) is learned
+    beside the student; where it does not, nothing is. Args: as ``LayerObjective``.
+    """
+
+    projectors: nn.ModuleList | None
+
+    def __init__(self, tap: Tap, teacher_tap: Tap | None = None) -> None:
+        super().__init__(tap, teacher_tap)
+        self.projectors = None
+
+    def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
+        self.projectors = nn.ModuleList(
+            nn.Identity() if s.shape[channel_dim(s)] == t.shape[channel_dim(t)] else projector(s, t, bias=False)
+            for s, t in (aligned(s, t) for s, t in self.pairs(student, teacher))
+        )
+
+    def features(self, student: Trace, teacher: Trace) -> list[tuple[Tensor, Tensor]]:
+        """Student and teacher features of equal places and width, pair by pair."""
+        found = []
+        for layer, s, t in self.each("projectors", student, teacher):
+            s, t = aligned(s, t)
+            found.append((project(layer, s, "student_feature"), t))
+        return found
 
 
 def _values(trace: Trace, taps: tuple[str, ...]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.core.errors import TensorError
 from limbeck.core.reduction import check_floating
+from limbeck.core.relations import check_same_batch
 
 
 def to_map(feature: Tensor, name: str = "feature") -> Tensor:
@@ -93,3 +94,32 @@ def same_places(student: Tensor, teacher: Tensor, *, to: str = "smaller") -> tup
     else:
         size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     return resize(student, size), resize(teacher, size)
+
+
+def aligned(student: Tensor, teacher: Tensor, *, to: str = "smaller") -> tuple[Tensor, Tensor]:
+    """Two features with the same places, for losses that compare place by place; channels stay as they are.
+
+    Vectors, and tokens of one number, stay what they are (so that a mask over tokens still fits); anything else becomes
+    maps of one resolution, as ``same_places`` makes them.
+
+    Args:
+        student, teacher: Vectors ``[B, D]``, tokens ``[B, N, D]`` or maps ``[B, C, H, W]``.
+        to: ``"smaller"`` or ``"teacher"``, as in ``same_places``.
+
+    Raises:
+        TensorError: Not floating, other samples, or a vector beside something that has places.
+
+    >>> import torch
+    >>> [f.shape for f in aligned(torch.zeros(1, 6, 8), torch.zeros(1, 6, 5))]
+    [torch.Size([1, 6, 8]), torch.Size([1, 6, 5])]
+    >>> [f.shape for f in aligned(torch.zeros(1, 4, 8, 8), torch.zeros(1, 16, 5))]
+    [torch.Size([1, 4, 4, 4]), torch.Size([1, 5, 4, 4])]
+    """
+    check_floating(student, "student_feature", least=2)
+    check_floating(teacher, "teacher_feature", least=2)
+    check_same_batch(student, teacher, "student_feature", "teacher_feature")
+    if student.ndim == teacher.ndim and (
+        student.ndim == 2 or (student.ndim == 3 and student.shape[1] == teacher.shape[1])
+    ):
+        return student, teacher
+    return same_places(student, teacher, to=to)

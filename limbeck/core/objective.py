@@ -112,6 +112,15 @@ class Objective(nn.Module):
             )
         return value
 
+    def opening(self) -> Objective | None:
+        """The loss of a first stage before the main one, for schemes with two; ``None``: it has none.
+
+        Itself: all of it belongs into the first stage, and the second goes on without it (hints). Another objective:
+        that is trained first, on helpers that the two share from their making on, and this one goes on with them
+        (factor transfer). A scheme asks once; who is not asked does everything in one stage.
+        """
+        return None
+
     def prepare(self, batch: Batch) -> Batch:
         """Change the batch before any model sees it (mixing, masking, rotating). Default: as it is."""
         return batch

@@ -63,3 +63,23 @@ def projector(student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = 
     else:
         layer = LinearProjector(student_feature.shape[-1], teacher_feature.shape[-1], bias=bias)
     return layer.to(student_feature.device)
+
+
+def connector(student_feature: Tensor, teacher_feature: Tensor) -> nn.Module:
+    """A 1x1 convolution without bias and batch normalisation, from one map's channels to the other's.
+
+    Started as in the code of AB and OFD: normal with variance 2 / (teacher's channels).
+
+    Args:
+        student_feature: ``[B, C_s, H, W]``.
+        teacher_feature: ``[B, C_t, *]``.
+
+    >>> import torch
+    >>> connector(torch.zeros(2, 8, 4, 4), torch.zeros(2, 32, 4, 4))(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 32, 4, 4])
+    """
+    check_floating(student_feature, "student_feature", least=4)
+    width = teacher_feature.shape[1]
+    layer = ConvProjector(student_feature.shape[1], width, 1, bias=False)
+    nn.init.normal_(layer.weight, std=(2 / width) ** 0.5)
+    return nn.Sequential(layer, nn.BatchNorm2d(width)).to(student_feature.device)

@@ -10,6 +10,7 @@ tap                     means
 ``logits``              the model's logits
 ``penultimate``         what enters the last linear layer that runs
 ``stages``              the last layer at each spatial resolution (all of them, or ``stages:1``, ``stages:-1``)
+``preactivations``      the same layers before their ReLU (or other nonlinearity), where it is a module of its own
 ``blocks``              the repeated blocks, in order (``blocks:0``, ``blocks:-1``)
 ``attention``           attention maps by layer (``attention:0``)
 ``logits@weight``       the weight ``[C, D]`` of the linear layer that makes the logits (the last that runs);
@@ -137,6 +138,21 @@ def _stages(places: dict[str, Place]) -> list[Spot]:
     return [_spot(p) for p in sorted(last.values(), key=lambda p: p.order)]
 
 
+def _preactivations(places: dict[str, Place]) -> list[Spot]:
+    """What enters the last nonlinearity of each stage's own shape; the stage itself where there is none.
+
+    In residual networks that is the sum at a stage's end, in those with the nonlinearity first what the next stage's
+    first normalisation gives.
+    """
+    found = []
+    for spot in _stages(places):
+        shape = places[spot.module].shape
+        bends = [p for p in places.values() if p.leaf and p.module in NONLINEARITIES and p.inputs == shape]
+        last = max(bends, key=lambda p: p.order, default=None)
+        found.append(spot if last is None else Spot(last.name, "in", call=last.calls - 1))
+    return found
+
+
 def _resolution(place: Place) -> tuple[int, ...] | None:
     shape = place.shape
     if shape is None or place.probabilities or len(shape) != 4 or prod(shape[2:]) == 1:
@@ -196,9 +212,13 @@ def _spot(place: Place) -> Spot:
     return Spot(place.name, "out", call=place.calls - 1)
 
 
+NONLINEARITIES = frozenset(
+    {"ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Hardswish"}
+)
 ROLES: dict[str, Callable[[dict[str, Place]], list[Spot]]] = {
     "penultimate": _penultimate,
     "stages": _stages,
+    "preactivations": _preactivations,
     "blocks": _blocks,
     "attention": _attention,
 }
