@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from limbeck.core.reduction import widen
+from limbeck.core.reduction import Reduction, check_logits, check_positive, reduce, widen
 
 
 def soften(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """Log-probabilities at a temperature, over the last dimension; half precision is widened first."""
     return (widen(logits) / temperature).log_softmax(dim=-1)
+
+
+def softened_divergence(
+    rows: Callable[[Tensor, Tensor], Tensor],
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""A response loss: :math:`T^2 D(p, q)` of both predictions at a temperature, where ``rows`` is the divergence.
+
+    Near equality every smooth divergence falls as :math:`1 / T^2`; the factor keeps the size of its gradient.
+
+    Args:
+        rows: Takes the teacher's and the student's log-probabilities ``[B, *, C]`` and gives ``[B, *]``.
+        student_logits, teacher_logits: ``[B, *, C]``; the teacher's are detached.
+        labels: Not used, but has to fit.
+        temperature: :math:`T`.
+        mask: ``[B]`` or ``[B, *]`` booleans, True where a place counts.
+        reduction: ``"mean"`` over counted places, ``"sum"`` or ``"none"``.
+
+    >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    >>> softened_divergence(kl_rows, student, teacher)
+    tensor(1.5232)
+    """
+    check_logits(student_logits, teacher_logits, labels)
+    check_positive(temperature, "temperature")
+    values = rows(soften(teacher_logits.detach(), temperature), soften(student_logits, temperature))
+    return temperature**2 * reduce(values, mask, reduction)
 
 
 def standardise(

@@ -114,3 +114,9 @@ def check_positive(value: float, name: str) -> None:
     """Refuse a setting that must be above zero, and finite."""
     if not 0 < value < math.inf:
         raise ConfigError("must be above zero" + " and finite" * (value == math.inf), where=name, found=value)
+
+
+def check_inside(value: float, name: str, low: float = 0.0, high: float = 1.0, remedy: str | None = None) -> None:
+    """Refuse a setting that must lie between two bounds and reach neither."""
+    if not low < value < high:
+        raise ConfigError(f"must lie between {low:g} and {high:g}", where=name, found=value, remedy=remedy)
