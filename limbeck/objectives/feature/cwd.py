@@ -75,8 +75,8 @@ def cwd_loss(
         knowledge="feature",
         equation=r"\frac{T^2}{C} \sum_c \mathrm{KL}\left( \phi(y^T_c) \,\|\, \phi(y^S_c) \right), \quad "
         r"\phi(y_c) = \mathrm{softmax}_{places}(y_c / T)",
-        use="Made for segmentation and detection: on the logit maps of a dense predictor (tap='logits') or on features. "
-        "Looks at where a channel is strong and not at how strong, so scales need not agree.",
+        use="Made for segmentation and detection: on the logit maps of a dense predictor (tap='logits') or on "
+        "features. Looks at where a channel is strong and not at how strong, so scales need not agree.",
         defaults={
             "temperature": "4, the paper's value",
             "tap": "the last layer of maps; the paper takes the logit map or the last feature map",
