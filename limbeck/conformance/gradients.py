@@ -43,9 +43,15 @@ def gradcheck(case: Case) -> None:
             return total(copy.deepcopy(objective)(student, scene.teacher, scene.batch))
 
     try:
-        gradcheck_of_torch(loss, [t.clone().requires_grad_() for t in leaves], fast_mode=True)
+        gradcheck_of_torch(loss, [_alive(t).requires_grad_() for t in leaves], fast_mode=True)
     except GradcheckError as error:
         raise Failure(" ".join(str(error).split())[:240]) from None
+
+
+def _alive(tensor: Tensor) -> Tensor:
+    """A copy with small numbers in place of zeros: what normalises a dead channel has no derivative there."""
+    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(6), dtype=tensor.dtype)
+    return torch.where(tensor == 0, 0.01 + 0.1 * noise, tensor)
 
 
 @check(after=("value",))

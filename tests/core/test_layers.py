@@ -81,7 +81,7 @@ def test_aligned_keeps_what_has_the_same_places() -> None:
     assert aligned(torch.zeros(2, 8, 4, 4), torch.zeros(2, 3, 8, 8), to="teacher")[0].shape == (2, 8, 8, 8)
     with pytest.raises(TensorError, match="different numbers of samples"):
         aligned(torch.zeros(2, 8), torch.zeros(3, 8))
-    with pytest.raises(TensorError, match="neither a map nor tokens"):
+    with pytest.raises(TensorError, match="3 or more dimensions"):
         aligned(torch.zeros(2, 8), torch.zeros(2, 8, 4, 4))
 
 
