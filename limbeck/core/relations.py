@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from limbeck.core.errors import TensorError
 from limbeck.core.reduction import check_floating, fit_mask, widen
 
+Rows = tuple[Tensor, Tensor, Tensor | None]
+
 
 def channel_dim(feature: Tensor) -> int:
     """Where the channels are: last in vectors ``[B, D]`` and tokens ``[B, T, D]``, second in maps ``[B, C, H, W]``."""
@@ -32,13 +34,34 @@ def rows(feature: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | 
     return feature.reshape(feature.shape[0], -1), mask
 
 
-def pooled(feature: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def paired_rows(student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None) -> Rows:
+    """Both features as ``rows``, the teacher's without gradient and in the student's precision, and who counts.
+
+    Args:
+        student_feature: ``[B, *]``; half precision is widened.
+        teacher_feature: ``[B, *]``, of any other shape.
+        mask: ``[B]``, or over the first dimensions of both features.
+
+    Raises:
+        TensorError: No floating tensors, other numbers of samples, or a mask that does not fit.
+    """
+    check_floating(student_feature, "student_feature", least=2)
+    check_floating(teacher_feature, "teacher_feature", least=2)
+    check_same_batch(student_feature, teacher_feature, "student_feature", "teacher_feature")
+    student, counts = rows(widen(student_feature), mask)
+    teacher, _ = rows(teacher_feature.detach().to(student.dtype), mask)
+    return student, teacher, counts
+
+
+def pooled(feature: Tensor, mask: Tensor | None = None, name: str = "feature") -> tuple[Tensor, Tensor | None]:
     """The mean of each sample's places that count, ``[B, D]``, and which samples count.
 
     Args:
         feature: ``[B, D]``, tokens ``[B, T, D]`` or maps ``[B, C, *]``.
         mask: ``[B]``, or over the places: ``[B, T]``, ``[B, *]``.
+        name: What it is called in errors.
     """
+    check_floating(feature, name, least=2)
     places = feature.movedim(channel_dim(feature), -1).flatten(1, -2) if feature.ndim > 2 else feature.unsqueeze(1)
     if mask is None:
         return places.mean(dim=1), None

@@ -9,8 +9,8 @@ from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.precision import without_autocast
-from limbeck.core.reduction import Reduction, check_floating, reduce, widen
-from limbeck.core.relations import check_same_batch, distances, gram, rows, unit
+from limbeck.core.reduction import Reduction, reduce
+from limbeck.core.relations import distances, gram, paired_rows, unit
 from limbeck.core.trace import Trace
 
 
@@ -53,21 +53,15 @@ def rkd_loss(
     Raises:
         TensorError: Features of different batch sizes, or a mask that does not fit.
 
-    Source:
-        Park et al., "Relational Knowledge Distillation", 2019, arXiv 1904.05068, equations 3 to 8.
+    Source: Park et al., "Relational Knowledge Distillation", 2019, arXiv 1904.05068, equations 3 to 8.
 
-    Example:
-        >>> import torch
-        >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
-        >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> rkd_loss(student, teacher, distance_weight=1.0, angle_weight=0.0)
-        tensor(0.0035)
+    >>> import torch
+    >>> teacher = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> rkd_loss(student, teacher, distance_weight=1.0, angle_weight=0.0)
+    tensor(0.0035)
     """
-    check_floating(student_feature, "student_feature", least=2)
-    check_floating(teacher_feature, "teacher_feature", least=2)
-    check_same_batch(student_feature, teacher_feature, "student_feature", "teacher_feature")
-    student, counts = rows(widen(student_feature), mask)
-    teacher, _ = rows(teacher_feature.detach().to(student.dtype), mask)
+    student, teacher, counts = paired_rows(student_feature, teacher_feature, mask)
     weight = student.new_ones(len(student)) if counts is None else counts.to(student.dtype)
     number = weight.sum().clamp(min=1)
 
@@ -152,10 +146,5 @@ class RKD(Objective):
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        return rkd_loss(
-            student[self.tap],
-            teacher[self.teacher_tap],
-            distance_weight=self.distance_weight,
-            angle_weight=self.angle_weight,
-            mask=batch.mask,
-        )
+        s, t, weights = student[self.tap], teacher[self.teacher_tap], (self.distance_weight, self.angle_weight)
+        return rkd_loss(s, t, distance_weight=weights[0], angle_weight=weights[1], mask=batch.mask)
