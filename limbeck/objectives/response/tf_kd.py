@@ -103,7 +103,6 @@ def _check_correct(correct: float) -> None:
         needs=("labels",),
         with_labels={"cross_entropy": 0.9},
         weight=0.1,
-        scheme="self",
     ),
     tf_kd_loss,
 )
