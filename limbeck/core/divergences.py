@@ -16,6 +16,23 @@ def soften(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     return (widen(logits) / temperature).log_softmax(dim=-1)
 
 
+def log_among_others(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Log-probability of each class among those that are not the target; minus infinity at the target.
+
+    .. math:: \log \frac{p_c}{1 - p_y} = z_c - \log \sum_{j \ne y} e^{z_j}
+
+    Computed from the other logits alone, so that it keeps its digits where the target takes all probability.
+
+    Args:
+        logits: ``[*, C]``.
+        target: ``[*]`` integers from 0 to C - 1.
+
+    >>> log_among_others(torch.tensor([50.0, 0.0, 0.0]), torch.tensor(0)).exp()
+    tensor([0.0000, 0.5000, 0.5000])
+    """
+    return logits.scatter(-1, target.unsqueeze(-1), -math.inf).log_softmax(dim=-1)
+
+
 def softened_divergence(
     rows: Callable[[Tensor, Tensor], Tensor],
     student_logits: Tensor,

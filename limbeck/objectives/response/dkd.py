@@ -8,8 +8,9 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
+from limbeck.core.divergences import log_among_others
 from limbeck.core.errors import TensorError
-from limbeck.core.labels import split_labels
+from limbeck.core.labels import class_labels
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
 from limbeck.core.schedules import WarmUp
@@ -66,10 +67,7 @@ def dkd_loss(
     classes = student_logits.shape[-1]
     if classes < 2:
         raise TensorError("DKD needs a class beside the target", where="student_logits", found=f"{classes} class")
-    if labels is None or labels.is_floating_point():
-        found = "none" if labels is None else f"{list(labels.shape)} {labels.dtype}"
-        raise TensorError("DKD needs to know the target class", where="labels", found=found, wanted="integer labels")
-    labels, labelled = split_labels(labels, classes)
+    labels, labelled = class_labels(labels, classes, "DKD")
     target = labels.unsqueeze(-1)
 
     s_target, s_rest, s_others = _decouple(widen(student_logits) / temperature, target)
@@ -88,7 +86,7 @@ def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the target, of all others together, and of each among the others (0 at the target)."""
     log_p = logits.log_softmax(dim=-1)
     log_rest = log_p.scatter(-1, target, -math.inf).logsumexp(dim=-1)
-    log_others = logits.scatter(-1, target, -math.inf).log_softmax(dim=-1).scatter(-1, target, 0.0)
+    log_others = log_among_others(logits, target.squeeze(-1)).scatter(-1, target, 0.0)
     return log_p.gather(-1, target).squeeze(-1), log_rest, log_others
 
 
