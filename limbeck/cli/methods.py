@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,7 +52,9 @@ def methods(
         ("key", "name", "year", "transfers", "evidence", "title"),
         [(m.card.key, m.card.name, m.card.year, m.card.knowledge, m.card.evidence, m.card.title) for m in chosen],
     )
-    say(f"\n{len(chosen)} methods; limbeck show KEY tells all about one.")
+    found = Counter(m.card.evidence for m in chosen)
+    counts = ", ".join(f"{found[kind]} {kind}" for kind in ("parity", "formula", "reading") if found[kind])
+    say(f"\n{len(chosen)} methods; evidence: {counts}. limbeck show KEY tells all about one.")
 
 
 def show(

@@ -46,6 +46,8 @@ class Card:
         with_labels: The usual weights beside it: what ``compare`` and a bare method name add, as ``{key: weight}``.
         weight: Its own usual weight in that sum; a schedule where the paper's runs have one, such as a warm-up.
         scheme: Who teaches whom in the paper.
+        cost: Why a step takes more than twice the time or memory of one of plain KD, where it does.
+        head: What the student needs in the place of its last linear layer, by name; see ``limbeck.models.put_head``.
     """
 
     key: str
@@ -66,6 +68,8 @@ class Card:
     with_labels: dict[str, float] = field(default_factory=dict)
     weight: float | Schedule = 1.0
     scheme: str = "offline"
+    cost: str = ""
+    head: str | None = None
 
 
 @dataclass(frozen=True)
