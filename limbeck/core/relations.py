@@ -119,6 +119,27 @@ def distances(first: Tensor, second: Tensor | None = None) -> Tensor:
     return torch.cdist(first, first if second is None else second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def scaled_distances(vectors: Tensor, weight: Tensor) -> Tensor:
+    """Distances between the rows that count, over the mean of those above zero: no scale, shift or rotation matters.
+
+    Args:
+        vectors: ``[*, N, D]``: one set of rows, or several.
+        weight: ``[*, N]``, 1 where a row counts and 0 where not.
+
+    Returns:
+        ``[*, N, N]``, also where a row does not count; 0 throughout a set whose rows are equal.
+
+    >>> scaled_distances(torch.tensor([[0.0], [1.0], [3.0]]), torch.ones(3))
+    tensor([[0.0000, 0.5000, 1.5000],
+            [0.5000, 0.0000, 1.0000],
+            [1.5000, 1.0000, 0.0000]])
+    """
+    lengths = distances(vectors)
+    pairs = weight.unsqueeze(-2) * weight.unsqueeze(-1) * (lengths > 0)
+    mean = (lengths * pairs).sum(dim=(-2, -1), keepdim=True) / pairs.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+    return lengths / mean.masked_fill(mean == 0, 1.0)
+
+
 def double_centre(relations: Tensor, counts: Tensor | None = None) -> Tensor:
     """A matrix of relations less the means of its rows and columns, ``[N, N]``: both are 0 afterwards.
 

@@ -10,7 +10,7 @@ from limbeck.core.catalogue import Card, register
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, reduce
-from limbeck.core.relations import distances, gram, paired_rows, unit
+from limbeck.core.relations import gram, paired_rows, scaled_distances, unit
 from limbeck.core.trace import Trace
 
 
@@ -67,20 +67,12 @@ def rkd_loss(
 
     values = student.new_zeros(len(student))
     if distance_weight:
-        gap = F.smooth_l1_loss(_scaled(student, weight), _scaled(teacher, weight), reduction="none")
+        gap = F.smooth_l1_loss(scaled_distances(student, weight), scaled_distances(teacher, weight), reduction="none")
         values = values + distance_weight * (gap @ weight) / number
     if angle_weight:
         gap = F.smooth_l1_loss(_angles(student), _angles(teacher), reduction="none")
         values = values + angle_weight * (gap @ weight @ weight) / number**2
     return reduce(values, counts, reduction)
-
-
-def _scaled(x: Tensor, weight: Tensor) -> Tensor:
-    """``[N, N]``: distances, over the mean of those above zero among samples that count."""
-    lengths = distances(x)
-    pairs = weight.unsqueeze(0) * weight.unsqueeze(1) * (lengths > 0)
-    mean = (lengths * pairs).sum() / pairs.sum().clamp(min=1)
-    return lengths / mean.masked_fill(mean == 0, 1.0)
 
 
 def _angles(x: Tensor) -> Tensor:
