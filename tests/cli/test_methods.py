@@ -63,7 +63,7 @@ def test_show_tells_all_about_a_method(limbeck: Command, key: str) -> None:
     card = catalogue.get(key).card
     answer = limbeck("show", key)
     assert answer.code == 0
-    for text in (card.title, card.equation, card.evidence, card.use[:40], f"  {key}:"):
+    for text in (card.title, card.equation, card.evidence, card.use[:40], f"{key}:"):
         assert text in answer.out
     facts = limbeck("show", key, "--json").json
     assert facts["key"] == key
