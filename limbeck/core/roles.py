@@ -16,6 +16,7 @@ tap                     means
 ``logits@weight``       the weight ``[C, D]`` of the linear layer that makes the logits (the last that runs);
                         ``logits@bias`` its bias ``[C]``, zeros where it has none
 ``layer4@module``       the module itself, ``fc@weight`` a parameter of it
+``head.ce``             a part of the head that was put on the model, wherever it stands (``limbeck.models.put_head``)
 ======================  ==============================================================================
 """
 
@@ -60,6 +61,8 @@ def resolve(tap: str, places: dict[str, Place]) -> Spot | list[Spot]:
     """
     if tap.startswith("logits@") and "logits" not in places:
         tap = f"{_penultimate(places)[0].module}@{tap.partition('@')[2]}"
+    if tap.startswith("head."):
+        tap = _of_head(tap, places)
     role = _ROLE.match(tap)
     if role and role["role"] in ROLES and tap not in places:
         spots = ROLES[role["role"]](places)
@@ -101,6 +104,25 @@ def _named(tap: str, places: dict[str, Place]) -> Spot:
     if element is not None and element >= len(place.outputs):
         raise TapError("it does not return that many values", where=tap, found=f"{len(place.outputs)} values")
     return Spot(path, "in" if match["side"] == "in" else "out", element, int(call or 0))
+
+
+def _of_head(tap: str, places: dict[str, Place]) -> str:
+    """The whole name of a head's part; a module of the model's own that is called so comes first."""
+    match = _NAME.match(tap)
+    path = match["path"] if match else tap
+    if path in places:
+        return tap
+    part = path.partition(".")[2]
+    found = [p.name for p in places.values() if p.head and f"{p.name}.{part}" in places]
+    if not found:
+        parts = [f"head.{n[len(p.name) + 1:]}" for p in places.values() if p.head for n in places if _inside(n, p.name)]
+        raise TapError(
+            "this model has no head with such a part",
+            where=tap,
+            found=", ".join(parts) if parts else "the model's own last layer",
+            remedy=did_you_mean(path, places) or "give it one: head: NAME in a recipe's student, or models.put_head",
+        )
+    return found[-1] + tap.removeprefix("head")
 
 
 def _penultimate(places: dict[str, Place]) -> list[Spot]:

@@ -25,6 +25,7 @@ class Place:
         outputs: Shapes of the tensors it returned, ``None`` for what is no tensor.
         leaf: It has no children.
         linear: It is a linear layer.
+        head: It is a head that was put on the model, whose parts go by ``head.NAME`` (see ``limbeck.models.put_head``).
         probabilities: Which of its outputs are attention maps: ``[B, heads, T, T']``, rows summing to one.
     """
 
@@ -37,6 +38,7 @@ class Place:
     outputs: list[tuple[int, ...] | None] = field(default_factory=list)
     leaf: bool = True
     linear: bool = False
+    head: bool = False
     probabilities: list[int] = field(default_factory=list)
 
     @property
@@ -79,6 +81,7 @@ def survey(model: nn.Module, inputs: Any) -> dict[str, Place]:
             type(module).__name__,
             leaf=next(module.children(), None) is None,
             linear=isinstance(module, nn.Linear),
+            head=bool(getattr(module, "is_head", False)),
             parameters=sum(p.numel() for p in module.parameters()),
         )
 

@@ -22,6 +22,7 @@ from limbeck.core.files import flush, write_json
 from limbeck.core.survey import call_model, dry
 from limbeck.core.trace import logits_of
 from limbeck.models.describe import parameters
+from limbeck.models.heads import head_of
 from limbeck.models.student import describe_inputs, example_inputs, load_student, read_student, save_student
 from limbeck.models.weights import load_weights
 
@@ -189,6 +190,13 @@ def _to_transformers(student: nn.Module, inputs: Any, logits: str | None, folder
             "only a transformers model can be written as a transformers folder",
             where="to",
             found=f"a student of class {type(student).__name__}",
+            remedy="export to safetensors or onnx",
+        )
+    if head_of(student) is not None:
+        raise ModelError(
+            "from_pretrained would not put the head on that this student has",
+            where="to",
+            found=", ".join(head_of(student) or ()),
             remedy="export to safetensors or onnx",
         )
     said = transformers.utils.logging

@@ -13,6 +13,7 @@ from torch import nn
 from limbeck.core.errors import ModelError, did_you_mean
 from limbeck.core.importing import current_folder_on_path
 from limbeck.models import zoo
+from limbeck.models.heads import HeadSpec, put_head
 from limbeck.models.libraries import build, from_timm, from_torchvision, from_transformers
 from limbeck.models.weights import load_weights
 
@@ -29,6 +30,7 @@ def load_model(
     weights: str | os.PathLike[str] | None = None,
     auto: str | None = None,
     pretrained: bool | None = None,
+    head: HeadSpec | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build or load a model.
@@ -51,9 +53,11 @@ def load_model(
         num_classes: Number of logits; ``None`` leaves the source's own default.
         in_channels: Channels of an image; ``None`` leaves the source's own default.
         image_size: Height of an image, for models that must know it.
-        weights: File or folder for :func:`load_weights`, read strictly.
+        weights: File or folder for :func:`load_weights`, read strictly; of the model with its head or without it.
         auto: A transformers class such as ``"AutoModelForImageClassification"``.
         pretrained: Start from the source's own weights; default yes for transformers, no for timm and torchvision.
+        head: Another head in the place of the last linear layer, see :func:`limbeck.models.put_head`. Which layer that
+            is, no example tells here: it is the last registered, unless ``{NAME: {layer: ...}}`` says which.
         options: Handed on to the builder.
 
     Raises:
@@ -93,9 +97,37 @@ def load_model(
     else:
         remedy = did_you_mean(name, zoo.available()) or "the zoo has: " + ", ".join(zoo.available())
         raise ModelError("no such model", where="model", found=repr(name), wanted=_KINDS, remedy=remedy)
+    with_head(model, head, weights)
+    return model
+
+
+def with_head(
+    model: nn.Module,
+    head: HeadSpec | None,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    example: Any = None,
+    teacher: Any = None,
+) -> None:
+    """Put a head on a model and read its weights: those of the whole, or else of the model before it had the head.
+
+    Args:
+        model: Changed in place.
+        head: See :func:`limbeck.models.put_head`.
+        weights: File or folder.
+        example: Inputs, or a ``Batch``.
+        teacher: Whose classifier may be reused.
+    """
+    if weights is not None and head is not None:
+        try:
+            load_weights(model, weights)
+            weights = None
+        except ModelError:  # perhaps they are those of the model with its head
+            pass
+    if head is not None:
+        put_head(model, head, example=example, teacher=teacher)
     if weights is not None:
         load_weights(model, weights)
-    return model
 
 
 def _refuse(name: str, options: dict[str, Any], **others: Any) -> None:

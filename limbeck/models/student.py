@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import ModelError
 from limbeck.core.files import write_json
+from limbeck.models.heads import head_of
 from limbeck.models.load import load_model
 from limbeck.models.weights import load_weights, save_weights
 
@@ -48,14 +49,20 @@ def load_student(folder: str | os.PathLike[str]) -> nn.Module:
         torch.Size([2, 10])
     """
     about, place = read_student(folder), _student_folder(folder)
+    head = about.get("head")
     if about.get("model") is None:
+        put = "" if head is None else f"call put_head(model, {head!r}), "
         raise ModelError(
             "it is not said how to build this student",
             where=str(place / "student.json"),
-            remedy=f"build it yourself and call load_weights(model, {str(place)!r})",
+            remedy=f"build it yourself, {put}and call load_weights(model, {str(place)!r})",
         )
     model = load_model(
-        about["model"], auto=about.get("auto"), pretrained=about.get("pretrained"), **about.get("options", {})
+        about["model"],
+        auto=about.get("auto"),
+        pretrained=about.get("pretrained"),
+        head=head,
+        **about.get("options", {}),
     )
     load_weights(model, place / "model.safetensors")
     return model
@@ -71,6 +78,8 @@ def save_student(
 ) -> None:
     """Write a student's weights and how to build it: ``model.safetensors`` and ``student.json``.
 
+    The head that was put on it, if any, is written too.
+
     Args:
         student: The trained model.
         folder: Where; made if need be.
@@ -79,9 +88,10 @@ def save_student(
         about: More that ``student.json`` should hold, such as ``auto``, ``logits``, or ``inputs`` as
             :func:`describe_inputs` gives them.
     """
-    folder = Path(folder)
+    folder, head = Path(folder), head_of(student)
     save_weights(student, folder / "model.safetensors")
-    write_json(folder / "student.json", {"model": model, "options": dict(options or {}), **about})
+    about = {"model": model, "options": dict(options or {}), **about, **({} if head is None else {"head": head})}
+    write_json(folder / "student.json", about)
 
 
 def describe_inputs(inputs: Any) -> Any:
