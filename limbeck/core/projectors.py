@@ -68,7 +68,8 @@ def projector(student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = 
 def connector(student_feature: Tensor, teacher_feature: Tensor) -> nn.Module:
     """A 1x1 convolution without bias and batch normalisation, from one map's channels to the other's.
 
-    Started as in the code of AB and OFD: normal with variance 2 / (teacher's channels).
+    Started as in the code of AB and OFD: normal with variance 2 / (teacher's channels). It serves training alone, so
+    the normalisation keeps no running statistics.
 
     Args:
         student_feature: ``[B, C_s, H, W]``.
@@ -82,4 +83,4 @@ def connector(student_feature: Tensor, teacher_feature: Tensor) -> nn.Module:
     width = teacher_feature.shape[1]
     layer = ConvProjector(student_feature.shape[1], width, 1, bias=False)
     nn.init.normal_(layer.weight, std=(2 / width) ** 0.5)
-    return nn.Sequential(layer, nn.BatchNorm2d(width)).to(student_feature.device)
+    return nn.Sequential(layer, nn.BatchNorm2d(width, track_running_stats=False)).to(student_feature.device)

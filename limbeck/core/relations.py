@@ -70,6 +70,19 @@ def pooled(feature: Tensor, mask: Tensor | None = None, name: str = "feature") -
     return total / counts.sum(dim=1, keepdim=True).clamp(min=1), counts.any(dim=1)
 
 
+def summed(values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The sum over each sample's places that count, ``[B]``, and which samples count.
+
+    Args:
+        values: ``[B, *]``.
+        mask: ``[B]``, or over the first dimensions of the values.
+    """
+    if mask is None:
+        return values.flatten(1).sum(dim=1), None
+    values = values.masked_fill(~fit_mask(mask, values), 0.0)
+    return values.flatten(1).sum(dim=1), mask.reshape(len(mask), -1).any(dim=1)
+
+
 def project(layer: nn.Module, feature: Tensor, name: str) -> Tensor:
     """Run a feature through a learned map, in the map's own precision."""
     check_floating(feature, name, least=2)
