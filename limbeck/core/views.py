@@ -53,3 +53,28 @@ def stack_views(batch: Batch, views: Sequence[Tensor], *, labelled: int = 1) -> 
 def split_views(values: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     """What a model said of each view, ``[B, ...]`` each, in the order in which they were stacked."""
     return values.chunk(int(batch.extras.get("views", 1)))
+
+
+def quarter_turns(batch: Batch) -> Batch:
+    """Every image four times: upright, and turned by 90, 180 and 270 degrees, ``[4 B, C, H, H]``.
+
+    What the teacher sees is turned alike. Labels stay with the upright images (``stack_views``).
+
+    Raises:
+        DataError: The inputs are no square images.
+
+    >>> batch = quarter_turns(Batch(torch.arange(4.0).view(1, 1, 2, 2)))
+    >>> batch.inputs[1].flatten().tolist()
+    [1.0, 3.0, 0.0, 2.0]
+    """
+
+    def turned(images: object) -> list[Tensor]:
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[2] != images.shape[3]:
+            found = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise DataError(
+                "only square images can be turned", where="batch.inputs", found=found, wanted="[B, C, H, H]"
+            )
+        return [images.rot90(turns, (2, 3)) for turns in range(4)]
+
+    other, stacked = batch.teacher_inputs, stack_views(batch, turned(batch.inputs))
+    return stacked if other is None else stacked.replace(teacher_inputs=torch.cat(turned(other)))
