@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,32 +68,55 @@ def patch_tokens(tokens: Tensor) -> Tensor:
     return tokens
 
 
-def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map at another resolution: averaged where it shrinks, bilinear where it grows. The same size: as it is."""
-    height, width = feature.shape[2], feature.shape[3]
-    if (height, width) == size:
+def is_grid(tokens: Tensor) -> bool:
+    """Whether tokens ``[B, N, D]`` are a square map, up to class tokens in front."""
+    count = patch_tokens(tokens).shape[1]
+    return math.isqrt(count) ** 2 == count
+
+
+def resize(feature: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A map at another resolution: averaged where it shrinks, linear between places where it grows.
+
+    Args:
+        feature: ``[B, C, H, W]``, or ``[B, C, T, H, W]`` of a video.
+        size: The resolution wanted; the one it has leaves it as it is.
+    """
+    if feature.shape[2:] == size:
         return feature
-    if size[0] <= height and size[1] <= width:
-        return F.adaptive_avg_pool2d(feature, size)
-    return F.interpolate(feature, size, mode="bilinear", align_corners=False)
+    if all(new <= old for new, old in zip(size, feature.shape[2:], strict=True)):
+        pool = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
+        return pool(feature, size)  # type: ignore[arg-type]  # as many numbers as the pool has dimensions
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    return F.interpolate(feature, size, mode=mode, align_corners=False)
 
 
 def same_places(student: Tensor, teacher: Tensor, *, to: str = "smaller") -> tuple[Tensor, Tensor]:
     """Two features as maps of one resolution; channels stay as they are. Tokens become maps first.
 
     Args:
-        student, teacher: Maps ``[B, C, H, W]`` or tokens ``[B, N, D]``.
+        student, teacher: Maps ``[B, C, H, W]`` or tokens ``[B, N, D]``; or both of videos, ``[B, C, T, H, W]``.
         to: ``"smaller"``: both at the smaller of the two; ``"teacher"``: both at the teacher's.
+
+    Raises:
+        TensorError: Tokens that are no square map beside something of another number of places.
 
     >>> import torch
     >>> [m.shape[2:] for m in same_places(torch.zeros(1, 3, 8, 8), torch.zeros(1, 17, 5))]
     [torch.Size([4, 4]), torch.Size([4, 4])]
     """
-    student, teacher = to_map(student, "student_feature"), to_map(teacher, "teacher_feature")
-    if to == "teacher":
-        size = (teacher.shape[2], teacher.shape[3])
-    else:
-        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    lengths = {f.shape[1] if f.ndim == 3 else None for f in (student, teacher)}
+    if len(lengths) > 1 and not all(is_grid(f) for f in (student, teacher) if f.ndim == 3):
+        raise TensorError(
+            "tokens that are no square have no places to compare with these",
+            where="student_feature",
+            found=f"{list(student.shape)} beside the teacher's {list(teacher.shape)}",
+            wanted="tokens of equal number, tokens of square maps, or maps",
+        )
+    if not student.ndim == teacher.ndim == 5:
+        student, teacher = to_map(student, "student_feature"), to_map(teacher, "teacher_feature")
+    size = teacher.shape[2:]
+    if to != "teacher":
+        size = torch.Size(min(s, t) for s, t in zip(student.shape[2:], size, strict=True))
     return resize(student, size), resize(teacher, size)
 
 

@@ -214,3 +214,37 @@ def check_same_batch(student: Tensor, teacher: Tensor, student_name: str, teache
             found=list(teacher.shape),
             wanted=f"{student.shape[0]} samples as in {student_name} {list(student.shape)}",
         )
+
+
+def pearson(x: Tensor, y: Tensor, eps: float = 0.0, weight: Tensor | None = None) -> Tensor:
+    r"""Pearson's correlation along the last dimension.
+
+    Where both do not vary it is 1, where one does not it is 0; neither passes a gradient.
+
+    Args:
+        x, y: ``[*, N]``.
+        eps: Added to the product of norms: what hardly varies correlates less.
+        weight: ``[N]``, 1 for entries that count and 0 for others.
+
+    >>> pearson(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 4.0]))
+    tensor(0.9286)
+    """
+    x_centred, x_constant = _centre(x, weight)
+    y_centred, y_constant = _centre(y, weight)
+    norms = torch.linalg.vector_norm(x_centred, dim=-1) * torch.linalg.vector_norm(y_centred, dim=-1)
+    undefined = x_constant | y_constant
+    rho = (x_centred * y_centred).sum(dim=-1) / (norms + eps).masked_fill(undefined, 1.0)
+    return torch.where(undefined, (x_constant & y_constant).to(rho.dtype), rho)
+
+
+def _centre(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Entries minus their mean, and whether they are the same up to rounding."""
+    if weight is None:
+        centred, counted = x - x.mean(dim=-1, keepdim=True), x
+    else:
+        counted = x * weight
+        centred = (x - counted.sum(dim=-1, keepdim=True) / weight.sum().clamp(min=1)) * weight
+    with torch.no_grad():
+        size = torch.linalg.vector_norm(counted, dim=-1)
+        constant = torch.linalg.vector_norm(centred, dim=-1) <= 4 * torch.finfo(x.dtype).eps * size
+    return centred, constant

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import TensorError
 from limbeck.core.layers import LayerObjective
+from limbeck.core.layout import aligned
 from limbeck.core.objective import Contract
 from limbeck.core.reduction import Reduction, check_floating, check_positive, fit_mask, reduce, widen
-from limbeck.core.relations import channel_dim, check_same_batch, unit
+from limbeck.core.relations import channel_dim, unit
 from limbeck.core.trace import Trace
 
 
@@ -33,7 +34,8 @@ def at_loss(
 
     ``n`` is the number of places of the map; the loss is then averaged over samples. The paper writes half the norm,
     not squared; its code, from which its numbers come and for which it states the weight 1000, computes what stands
-    here. Layers may differ in width, and maps in size: the larger is pooled to the smaller.
+    here. Layers may differ in width, and maps in size: the larger is pooled to the smaller. Tokens beside a map, or
+    beside tokens of another number, are taken as a square map.
 
     Args:
         student_feature: Maps ``[B, C, *]`` or tokens ``[B, T, D]``, or a list of them, one a layer.
@@ -66,11 +68,7 @@ def at_loss(
             found=f"{len(teachers)} layers",
             wanted=f"{len(students) or 'at least 1'} as in student_feature",
         )
-    total: Tensor | None = None
-    for student, teacher in zip(students, teachers, strict=True):
-        values = _layer(student, teacher, p, mask)
-        total = values if total is None else total + values
-    assert total is not None
+    total = torch.stack([_layer(s, t, p, mask) for s, t in zip(students, teachers, strict=True)]).sum(dim=0)
     if mask is not None and mask.ndim > 1:
         mask = mask.flatten(1).any(dim=1)
     return reduce(total, mask, reduction)
@@ -80,8 +78,7 @@ def _layer(student: Tensor, teacher: Tensor, p: float, mask: Tensor | None) -> T
     """The mean squared distance of one pair of attention maps, by sample."""
     check_floating(student, "student_feature", least=3)
     check_floating(teacher, "teacher_feature", least=3)
-    check_same_batch(student, teacher, "student_feature", "teacher_feature")
-    student, teacher = _same_places(widen(student), widen(teacher.detach()))
+    student, teacher = aligned(widen(student), widen(teacher.detach()))
     s_map, t_map = _energy(student, p), _energy(teacher, p)
     if mask is None or mask.ndim == 1:
         return (unit(s_map.flatten(1)) - unit(t_map.flatten(1))).square().mean(dim=1)
@@ -96,28 +93,6 @@ def _energy(feature: Tensor, p: float) -> Tensor:
     largest = magnitude.detach().flatten(1).amax(dim=1).reshape(-1, *[1] * (feature.ndim - 1))
     # With the largest activation scaled to 1, no power over- or underflows.
     return (magnitude / largest.masked_fill(largest == 0, 1.0)).pow(p).mean(dim=channel_dim(feature))
-
-
-def _same_places(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool the larger of two maps to the size of the smaller."""
-    if student.ndim == teacher.ndim == 3 and student.shape[1] == teacher.shape[1]:
-        return student, teacher
-    if student.ndim != teacher.ndim or student.ndim not in (4, 5):
-        raise TensorError(
-            "attention maps of these shapes cannot be compared",
-            where="student_feature",
-            found=f"{list(student.shape)} beside the teacher's {list(teacher.shape)}",
-            wanted="tokens [B, T, D] of equal T, or maps [B, C, H, W] or [B, C, T, H, W] of any size",
-        )
-    size = tuple(min(s, t) for s, t in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    return _pool(student, size), _pool(teacher, size)
-
-
-def _pool(feature: Tensor, size: tuple[int, ...]) -> Tensor:
-    if feature.shape[2:] == size:
-        return feature
-    pool = F.adaptive_avg_pool2d if len(size) == 2 else F.adaptive_avg_pool3d
-    return pool(feature, size)  # type: ignore[arg-type]  # as many numbers as the pool has dimensions
 
 
 @register(

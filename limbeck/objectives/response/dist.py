@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
+from limbeck.core.relations import pearson
 from limbeck.core.trace import Trace
 
 
@@ -70,35 +70,12 @@ def dist_loss(
     y_teacher = (widen(teacher_logits.detach()) / tau).softmax(dim=-1)
 
     places = y_student.shape[:-1]
-    inter = 1 - _pearson(y_student, y_teacher, eps)
+    inter = 1 - pearson(y_student, y_teacher, eps)
     counts = y_student.new_ones(places) if mask is None else fit_mask(mask, inter).to(y_student.dtype)
     by_class = (y_student.flatten(0, -2).T, y_teacher.flatten(0, -2).T)
-    intra = (1 - _pearson(*by_class, eps, counts.flatten())).mean()
+    intra = (1 - pearson(*by_class, eps, counts.flatten())).mean()
 
     return reduce(tau**2 * (beta * inter + gamma * intra), mask, reduction)
-
-
-def _pearson(x: Tensor, y: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
-    """Correlation along the last dimension, over the entries of weight 1."""
-    x_centred, x_constant = _centre(x, weight)
-    y_centred, y_constant = _centre(y, weight)
-    norms = torch.linalg.vector_norm(x_centred, dim=-1) * torch.linalg.vector_norm(y_centred, dim=-1)
-    undefined = x_constant | y_constant
-    rho = (x_centred * y_centred).sum(dim=-1) / (norms + eps).masked_fill(undefined, 1.0)
-    return torch.where(undefined, (x_constant & y_constant).to(rho.dtype), rho)
-
-
-def _centre(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Entries minus their mean, and whether they are the same up to rounding."""
-    if weight is None:
-        centred, counted = x - x.mean(dim=-1, keepdim=True), x
-    else:
-        counted = x * weight
-        centred = (x - counted.sum(dim=-1, keepdim=True) / weight.sum().clamp(min=1)) * weight
-    with torch.no_grad():
-        size = torch.linalg.vector_norm(counted, dim=-1)
-        constant = torch.linalg.vector_norm(centred, dim=-1) <= 4 * torch.finfo(x.dtype).eps * size
-    return centred, constant
 
 
 @register(
@@ -154,12 +131,5 @@ class DIST(Objective):
         self.beta, self.gamma, self.tau, self.eps = beta, gamma, tau, eps
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        return dist_loss(
-            student.logits,
-            teacher.logits,
-            beta=self.beta,
-            gamma=self.gamma,
-            tau=self.tau,
-            eps=self.eps,
-            mask=batch.mask,
-        )
+        options = {name: getattr(self, name) for name in ("beta", "gamma", "tau", "eps")}
+        return dist_loss(student.logits, teacher.logits, mask=batch.mask, **options)
