@@ -33,13 +33,18 @@ class LayerObjective(Objective):
         self.teacher_taps = (teacher_tap,) if isinstance(teacher_tap, str) else tuple(teacher_tap)
         self._own = self.student_taps, self.teacher_taps  # a subclass may list further taps
 
+    def layers(self, student: Trace, teacher: Trace) -> tuple[list[Tensor], list[Tensor]]:
+        """All layers of the student and all of the teacher, not paired yet; the teacher's carry no gradient."""
+        own, other = (_values(trace, taps) for trace, taps in zip((student, teacher), self._own, strict=True))
+        return own, [feature.detach() for feature in other]
+
     def pairs(self, student: Trace, teacher: Trace) -> list[tuple[Tensor, Tensor]]:
         """Student and teacher features, pair by pair; the teacher's carry no gradient.
 
         Raises:
             ConfigError: Two lists of different lengths.
         """
-        own, other = _values(student, self._own[0]), _values(teacher, self._own[1])
+        own, other = self.layers(student, teacher)
         if len(self._own[0]) == len(self._own[1]) == 1:
             pairs = pair_features(own, other)
         elif len(own) == len(other):
@@ -51,7 +56,7 @@ class LayerObjective(Objective):
                 found=f"{len(other)} layers",
                 wanted=f"{len(own)} as in tap",
             )
-        return [(s, t.detach()) for s, t in pairs]
+        return pairs
 
     def pair(self, student: Trace, teacher: Trace) -> tuple[Tensor, Tensor]:
         """The one pair, for objectives that compare a single layer; of a plural role the last pair."""

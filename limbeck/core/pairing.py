@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
-from limbeck.core.errors import TapError
+from limbeck.core.errors import ConfigError, TapError
 
 Shape = Sequence[int]
+Mapping = Literal["skip", "last"]
 
 
 def pair_shapes(student: Sequence[Shape], teacher: Sequence[Shape]) -> list[tuple[int, int]]:
@@ -32,10 +34,24 @@ def pair_shapes(student: Sequence[Shape], teacher: Sequence[Shape]) -> list[tupl
         pairs = sorted((i, deepest[resolution]) for resolution, i in own.items() if resolution in deepest)
         if pairs:
             return pairs
-    n, m = len(student), len(teacher)
-    if n > m:
-        return [(i, j) for j, i in ((j, -(-(j + 1) * n // m) - 1) for j in range(m))]
-    return [(i, -(-(i + 1) * m // n) - 1) for i in range(n)]
+    return pair_layers(len(student), len(teacher))
+
+
+def pair_layers(student: int, teacher: int, mapping: Mapping = "skip") -> list[tuple[int, int]]:
+    """Which of so many student layers answers to which of so many teacher layers, counted from 0.
+
+    ``"skip"``: those of the same relative depth; ``"last"``: the last layers of the deeper model.
+
+    >>> pair_layers(4, 12)
+    [(0, 2), (1, 5), (2, 8), (3, 11)]
+    >>> pair_layers(4, 12, "last")
+    [(0, 8), (1, 9), (2, 10), (3, 11)]
+    """
+    if mapping not in ("skip", "last"):
+        raise ConfigError("no such mapping", where="mapping", found=repr(mapping), wanted="'skip' or 'last'")
+    n, m = min(student, teacher), max(student, teacher)
+    deeper = [m - n + i for i in range(n)] if mapping == "last" else [-(-(i + 1) * m // n) - 1 for i in range(n)]
+    return [(j, i) if student > teacher else (i, j) for i, j in enumerate(deeper)]
 
 
 def pair_features(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
