@@ -13,6 +13,9 @@ tap                     means
 ``preactivations``      the same layers before their ReLU (or other nonlinearity), where it is a module of its own
 ``blocks``              the repeated blocks, in order (``blocks:0``, ``blocks:-1``)
 ``attention``           attention maps by layer (``attention:0``)
+``queries``             what makes the queries of each attention; so ``keys`` and ``values``. A fused layer stands for
+                        all three: it gives them side by side, three times as wide
+``blocks:-1@in``        what enters the place a role means, or ``@module``, ``@weight``: as with names
 ``logits@weight``       the weight ``[C, D]`` of the linear layer that makes the logits (the last that runs);
                         ``logits@bias`` its bias ``[C]``, zeros where it has none
 ``layer4@module``       the module itself, ``fc@weight`` a parameter of it
@@ -25,9 +28,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from limbeck.core.errors import TapError, did_you_mean
 from limbeck.core.survey import Place
@@ -36,6 +39,7 @@ _NAME = re.compile(
     r"^(?P<path>[^@#\[\]:]+)(\[(?P<element>\d+)\])?(@(?P<side>in|out|weight|bias|module))?(#(?P<call>\d+))?$"
 )
 _ROLE = re.compile(r"^(?P<role>[a-z]+)(:(?P<index>-?\d+))?$")
+_SIDES = ("", "in", "out", "weight", "bias", "module")  # "": the side a role means
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,10 @@ def resolve(tap: str, places: dict[str, Place]) -> Spot | list[Spot]:
         tap = f"{_penultimate(places)[0].module}@{tap.partition('@')[2]}"
     if tap.startswith("head."):
         tap = _of_head(tap, places)
-    role = _ROLE.match(tap)
-    if role and role["role"] in ROLES and tap not in places:
-        spots = ROLES[role["role"]](places)
+    place, _, side = tap.partition("@")
+    role = _ROLE.match(place)
+    if role and role["role"] in ROLES and place not in places and side in _SIDES:
+        spots = [_at(spot, side) for spot in ROLES[role["role"]](places)]
         if role["role"] == "penultimate" and role["index"] is None:
             return spots[0]
         if role["index"] is None:
@@ -80,6 +85,10 @@ def resolve(tap: str, places: dict[str, Place]) -> Spot | list[Spot]:
             )
         return spots[index]
     return _named(tap, places)
+
+
+def _at(spot: Spot, side: Any) -> Spot:
+    return replace(spot, side=side, element=None) if side else spot
 
 
 def _named(tap: str, places: dict[str, Place]) -> Spot:
@@ -115,7 +124,9 @@ def _of_head(tap: str, places: dict[str, Place]) -> str:
     part = path.partition(".")[2]
     found = [p.name for p in places.values() if p.head and f"{p.name}.{part}" in places]
     if not found:
-        parts = [f"head.{n[len(p.name) + 1:]}" for p in places.values() if p.head for n in places if _inside(n, p.name)]
+        parts = [
+            f"head.{n[len(p.name) + 1 :]}" for p in places.values() if p.head for n in places if _inside(n, p.name)
+        ]
         raise TapError(
             "this model has no head with such a part",
             where=tap,
@@ -230,6 +241,23 @@ def _attention(places: dict[str, Place]) -> list[Spot]:
     return [Spot(p.name, "out", p.probabilities[0], p.calls - 1) for p in ordered]
 
 
+def _makers(what: str, names: frozenset[str]) -> Callable[[dict[str, Place]], list[Spot]]:
+    """The role of the layers of these names: what has no name of its own in a model goes by what it is called."""
+
+    def find(places: dict[str, Place]) -> list[Spot]:
+        found = [p for p in places.values() if p.leaf and p.name.rpartition(".")[2] in names | _FUSED]
+        if not found:
+            raise TapError(
+                f"no layer of this model is known to make {what}",
+                where=what,
+                wanted=f"a layer called {', '.join(sorted(names | _FUSED))}",
+                remedy="name the layer itself; limbeck taps lists them",
+            )
+        return [_spot(p) for p in sorted(found, key=lambda p: p.order)]
+
+    return find
+
+
 def _spot(place: Place) -> Spot:
     return Spot(place.name, "out", call=place.calls - 1)
 
@@ -237,10 +265,14 @@ def _spot(place: Place) -> Spot:
 NONLINEARITIES = frozenset(
     {"ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish", "Hardswish"}
 )
+_FUSED = frozenset({"qkv", "to_qkv", "qkv_proj", "Wqkv", "c_attn"})
 ROLES: dict[str, Callable[[dict[str, Place]], list[Spot]]] = {
     "penultimate": _penultimate,
     "stages": _stages,
     "preactivations": _preactivations,
     "blocks": _blocks,
     "attention": _attention,
+    "queries": _makers("queries", frozenset({"q", "query", "q_proj", "to_q", "q_lin", "query_proj", "wq"})),
+    "keys": _makers("keys", frozenset({"k", "key", "k_proj", "to_k", "k_lin", "key_proj", "wk"})),
+    "values": _makers("values", frozenset({"v", "value", "v_proj", "to_v", "v_lin", "value_proj", "wv"})),
 }

@@ -176,3 +176,36 @@ def test_attention_of_transformers_models(make: Any, inputs: dict[str, Tensor], 
     maps = listen(make().eval(), inputs, ["attention"])["attention"]
     assert [tuple(m.shape) for m in maps] == [(2, 2, length, length)] * 2
     assert all(torch.allclose(m.sum(-1), torch.ones(2, 2, length), atol=1e-5) for m in maps)
+
+
+def test_roles_have_sides() -> None:
+    model = create("resnet20", num_classes=10)
+    places = survey(model, IMAGES)
+    assert resolve("blocks:-1@module", places) == Spot("layer3.2", "module")
+    assert resolve("blocks:-1@in", places) == Spot("layer3.2", "in")
+    assert resolve("penultimate@weight", places) == Spot("linear", "weight")
+    assert [s.side for s in resolve("stages@in", places)] == ["in", "in", "in"]
+    trace = listen(model, IMAGES, ["blocks:-1@in", "blocks:-1", "blocks:-1@module"])
+    assert trace["blocks:-1@module"](trace["blocks:-1@in"]).shape == trace["blocks:-1"].shape
+    with pytest.raises(TapError, match="no such place"):
+        resolve("blocks:-1@inside", places)
+
+
+def test_what_makes_queries_keys_and_values() -> None:
+    vit = create("vit_mini", num_classes=10)
+    assert names(vit, IMAGES, "queries") == [f"blocks.{i}.attn.qkv" for i in range(4)]  # fused: all three
+    assert names(vit, IMAGES, "values:-1") == ["blocks.3.attn.qkv"]
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.v_proj = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.query(x) @ self.key(x).transpose(1, 2)).softmax(-1) @ self.v_proj(x)
+
+    tokens = torch.zeros(1, 3, 4)
+    for role, name in (("queries", "query"), ("keys", "key"), ("values", "v_proj")):
+        assert names(Apart(), tokens, role) == [name]
+    with pytest.raises(TapError, match="make queries"):
+        resolve("queries", survey(create("resnet20", num_classes=10), IMAGES))
