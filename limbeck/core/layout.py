@@ -58,12 +58,12 @@ def to_tokens(feature: Tensor, name: str = "feature") -> Tensor:
 def patch_tokens(tokens: Tensor) -> Tensor:
     """The tokens ``[B, N, D]`` without those in front that stand for no place.
 
-    ``N = n^2``: all of them; ``n^2 + 1`` or ``n^2 + 2`` (n of 2 or more): the last ``n^2``; else all of them.
+    ``N = n^2``: all of them; ``n^2 + 1`` or ``n^2 + 2`` (n of 3 or more): the last ``n^2``; else all of them.
     """
     count = tokens.shape[1]
     for extra in (0, 1, 2):
         side = math.isqrt(max(count - extra, 0))
-        if side >= 2 and side * side == count - extra:
+        if side >= (3 if extra else 1) and side * side == count - extra:
             return tokens[:, extra:]
     return tokens
 
