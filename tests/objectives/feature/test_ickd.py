@@ -38,8 +38,8 @@ def test_places_in_another_order_cost_nothing() -> None:
 
 
 def test_tokens_are_maps_without_the_class_token() -> None:
-    maps, tokens = torch.randn(2, 5, 2, 2), torch.randn(2, 5, 5)
-    as_map = tokens[:, 1:].transpose(1, 2).unflatten(2, (2, 2))
+    maps, tokens = torch.randn(2, 5, 3, 3), torch.randn(2, 10, 5)
+    as_map = tokens[:, 1:].transpose(1, 2).unflatten(2, (3, 3))
     torch.testing.assert_close(ickd_loss(maps, tokens), ickd_loss(maps, as_map))
 
 

@@ -75,7 +75,7 @@ def test_the_objective_hides_aligns_and_generates() -> None:
 
 
 def test_a_class_token_is_left_out() -> None:
-    student, teacher = traces((3, 5, 4), (3, 5, 6))
+    student, teacher = traces((3, 10, 4), (3, 10, 6))
     loss, batch = ready(MGD("x", ratio=0.0), student, teacher), Batch(torch.zeros(3))
     before = loss(student, teacher, batch)
     student["x"][:, 0], teacher["x"][:, 0] = 100.0, -100.0
