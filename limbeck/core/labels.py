@@ -41,3 +41,29 @@ def class_labels(labels: Tensor | None, classes: int, method: str) -> tuple[Tens
         found = "none" if labels is None else f"{list(labels.shape)} {labels.dtype}"
         raise TensorError(f"{method} needs to know the class", where="labels", found=found, wanted="integer labels")
     return split_labels(labels, classes)
+
+
+def binary_labels(labels: Tensor | None, logits: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    """Multi-label targets ``[B, *, C]``, one yes or no a class (0 where it is unknown), and True where it is known.
+
+    A negative entry means that nobody knows whether the sample is of that class; entries between 0 and 1 are soft.
+    Values are looked at on the CPU only, as in ``split_labels``.
+
+    Raises:
+        TensorError: No labels, labels of another shape than the logits, or an entry above 1.
+
+    >>> binary_labels(torch.tensor([[1.0, 0.0, -1.0]]), torch.zeros(1, 3), "MLD")
+    (tensor([[1., 0., 0.]]), tensor([[ True,  True, False]]))
+    """
+    if labels is None or not labels.is_floating_point() or labels.shape != logits.shape:
+        raise TensorError(
+            f"{method} needs a yes or no for each class",
+            where="labels",
+            found="none" if labels is None else f"{list(labels.shape)} {labels.dtype}",
+            wanted=f"{list(logits.shape)} floating, from 0 to 1, negative where it is not known",
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel() and labels.max() > 1:
+        raise TensorError(
+            "a label is neither yes nor no", where="labels", found=float(labels.max()), wanted="at most 1"
+        )
+    return labels.clamp(min=0), labels >= 0
