@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.divergences import kl_rows, soften
-from limbeck.core.errors import ConfigError
+from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.layout import to_tokens
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.projectors import ConvProjector
-from limbeck.core.reduction import reduce, widen
+from limbeck.core.reduction import check_floating, reduce, widen
 from limbeck.core.trace import Trace
 
 
@@ -31,6 +31,18 @@ def masked_mean(squares: Tensor, masks: Tensor) -> Tensor:
     masks = widen(masks)
     share = masks / masks.sum(dim=2, keepdim=True).clamp(min=1e-12)
     return ((share * masks) @ squares.to(masks.dtype).unsqueeze(2)).squeeze(2)
+
+
+def check_masks(masks: Tensor, places: tuple[int, ...], name: str) -> None:
+    """Refuse masks ``[B, K, *]`` that do not lie over these places, ``[B, *]``."""
+    check_floating(masks, name, least=3)
+    if (masks.shape[0], *masks.shape[2:]) != tuple(places):
+        raise TensorError(
+            "these masks lie elsewhere",
+            where=name,
+            found=list(masks.shape),
+            wanted=f"[{places[0]}, K, {', '.join(map(str, places[1:]))}]",
+        )
 
 
 def overlap(masks: Tensor) -> Tensor:

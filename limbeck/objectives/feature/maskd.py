@@ -7,11 +7,10 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
-from limbeck.core.errors import TensorError
 from limbeck.core.layers import SameWidth
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.reduction import Reduction, check_features, check_positive, reduce, widen
-from limbeck.core.regions import Receptors, in_places, masked_mean
+from limbeck.core.regions import Receptors, check_masks, in_places, masked_mean
 from limbeck.core.trace import Trace
 
 
@@ -48,13 +47,7 @@ def maskd_loss(
         tensor(9.)
     """
     check_features(student_feature, teacher_feature, least=4)
-    if masks.shape[:1] + masks.shape[2:] != teacher_feature.shape[:1] + teacher_feature.shape[2:]:
-        raise TensorError(
-            "masks and features lie elsewhere",
-            where="masks",
-            found=list(masks.shape),
-            wanted=f"[B, K, *] beside {list(teacher_feature.shape)}",
-        )
+    check_masks(masks, (len(teacher_feature), *teacher_feature.shape[2:]), "masks")
     gap = (widen(student_feature) - widen(teacher_feature.detach())).square().mean(dim=1)
     values = masked_mean(gap.flatten(1), masks.flatten(2))
     return reduce(values.mean(dim=1) if weights is None else (values * weights).sum(dim=1), mask, reduction)
