@@ -22,6 +22,7 @@ from limbeck.core.survey import dry
 from limbeck.core.taps import Listener
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.core.trace import Trace
+from limbeck.models.heads import fit_head
 
 
 class Case:
@@ -42,11 +43,13 @@ class Case:
         return not self.subject.make().teacher_taps
 
     def models(self, seed: int = 0) -> tuple[nn.Module, nn.Module]:
-        """Student and teacher; the teacher is the same for every seed."""
+        """Student and teacher; the teacher is the same for every seed. The student has the head its method wants."""
         reseed(seed)
         student = self.setting.student()
         reseed(-1)
-        return student, self.setting.teacher()
+        teacher = self.setting.teacher()
+        fit_head(student, [self.subject.make()], example=self.batch(), teacher=teacher)
+        return student, teacher
 
     def batch(self, seed: int = 0) -> Batch:
         """A batch; in the suite's own settings with labels and ids, without a mask."""

@@ -131,7 +131,8 @@ def _of_head(tap: str, places: dict[str, Place]) -> str:
             "this model has no head with such a part",
             where=tap,
             found=", ".join(parts) if parts else "the model's own last layer",
-            remedy=did_you_mean(path, places) or "give it one: head: NAME in a recipe's student, or models.put_head",
+            remedy=did_you_mean(path, [name for name in places if name != "."])
+            or "give it one: head: NAME in a recipe's student, or limbeck.models.put_head",
         )
     return found[-1] + tap.removeprefix("head")
 

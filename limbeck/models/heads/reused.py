@@ -78,7 +78,7 @@ class Reused(Plan):
         assert plan.width is not None
         if plan.factor < 1 or plan.width < plan.factor:
             raise ConfigError("wrong number", where="head.factor", found=plan.factor, wanted=f"1 to {plan.width}")
-        classifier = nn.Linear(plan.width, site.linear.out_features)
+        classifier = nn.Linear(plan.width, site.linear.out_features).to(site.linear.weight.dtype)
         if weight is not None and bias is not None:
             with torch.no_grad():
                 classifier.weight.copy_(weight)
