@@ -119,7 +119,10 @@ class Batch:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and dicts, and in graphs that have ``apply``."""
+    """Apply a function to every tensor in nested tuples, lists and dicts, and in graphs that have ``apply``.
+
+    A module is left as it is: what it holds is its own.
+    """
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -129,6 +132,8 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(*(map_tensors(v, function) for v in value))
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(v, function) for v in value)
+    if isinstance(value, torch.nn.Module):
+        return value
     if hasattr(value, "apply") and hasattr(value, "to"):  # graphs of PyTorch Geometric
         return value.clone().apply(function) if hasattr(value, "clone") else value.apply(function)
     return value

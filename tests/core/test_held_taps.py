@@ -54,3 +54,10 @@ def test_what_holds_no_such_thing_is_named(tap: str) -> None:
     with pytest.raises(TapError) as caught:
         listen(model(), torch.randn(2, 4), [tap])
     assert caught.value.where in ("1", tap)
+
+
+def test_a_trace_with_a_module_can_be_mapped() -> None:
+    trace = listen(model(), torch.randn(2, 4), ["2@module", "penultimate"])
+    twice = trace.map(lambda t: 2 * t)
+    assert twice["2@module"] is trace["2@module"]
+    torch.testing.assert_close(twice["penultimate"], 2 * trace["penultimate"])
