@@ -47,7 +47,7 @@ def ab_loss(
 
     Source:
         Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", 2019,
-        arXiv 1811.03233, equation 5.
+        arXiv 1811.03233.
 
     Example:
         >>> import torch

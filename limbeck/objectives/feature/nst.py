@@ -54,8 +54,7 @@ def nst_loss(
         LimbeckError: Vectors, other samples, a mask that does not fit, or no such kernel.
 
     Source:
-        Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219,
-        equations 4 to 8.
+        Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv 1707.01219.
 
     Example:
         >>> import torch

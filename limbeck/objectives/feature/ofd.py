@@ -40,7 +40,7 @@ def ofd_loss(
         reduction: ``"mean"`` over samples that count, ``"sum"``, or ``"none"`` (``[B]``).
 
     Raises: TensorError where features differ in shape, or there is not one margin a channel.
-    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", 2019, arXiv 1904.01866, equations 2 to 4.
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", 2019, arXiv 1904.01866.
 
     >>> import torch
     >>> ofd_loss(torch.tensor([[2.0, -3.0, 0.0]]), torch.tensor([[1.0, -2.0, -2.0]]), torch.full((3,), -0.5))

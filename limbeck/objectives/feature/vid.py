@@ -50,7 +50,7 @@ def vid_loss(
         TensorError: Features of different shapes, or not one variance a channel.
 
     Source:
-        Ahn et al., "Variational Information Distillation for Knowledge Transfer", 2019, arXiv 1904.05835, eq. 5 and 6.
+        Ahn et al., "Variational Information Distillation for Knowledge Transfer", 2019, arXiv 1904.05835.
 
     Example:
         >>> import torch
