@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from limbeck.core.errors import TensorError
+from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import check_floating
 
 
@@ -22,6 +28,32 @@ class ConvProjector(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         _check(input, 4, 1, self.in_channels)
         return super().forward(input.to(self.weight.dtype))
+
+
+class OrthogonalProjector(nn.Linear):
+    """A linear map without bias that keeps lengths and angles, or, where it narrows, has orthonormal rows.
+
+    The weight is a product of orthogonal factors at all times, also after steps of an optimizer: with it, a feature's
+    inner products are the teacher-sided vector's, and all that is learned is learned by the student.
+
+    Args:
+        in_features, out_features: The two widths.
+
+    >>> layer = OrthogonalProjector(3, 5)
+    >>> bool(torch.dist(layer.weight.T @ layer.weight, torch.eye(3)) < 1e-5)
+    True
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        # Cayley's map: ten times as fast as torch's default for wide layers, and as exact.
+        parametrizations.orthogonal(self, orthogonal_map="cayley")
+
+    @without_autocast
+    def forward(self, input: Tensor) -> Tensor:
+        _check(input, 2, -1, self.in_features)
+        weight = self.weight  # made anew each time it is read
+        return F.linear(input.to(weight.dtype), weight)
 
 
 def _check(feature: Tensor, least: int, dim: int, width: int) -> None:
@@ -46,7 +78,6 @@ def projector(student_feature: Tensor, teacher_feature: Tensor, *, bias: bool = 
     Raises:
         TensorError: The two are not the same kind of feature.
 
-    >>> import torch
     >>> projector(torch.zeros(2, 8, 4, 4), torch.zeros(2, 32, 4, 4))
     ConvProjector(8, 32, kernel_size=(1, 1), stride=(1, 1))
     """
@@ -84,3 +115,105 @@ def connector(student_feature: Tensor, teacher_feature: Tensor) -> nn.Module:
     layer = ConvProjector(student_feature.shape[1], width, 1, bias=False)
     nn.init.normal_(layer.weight, std=(2 / width) ** 0.5)
     return nn.Sequential(layer, nn.BatchNorm2d(width, track_running_stats=False)).to(student_feature.device)
+
+
+class GroupedLinear(nn.Module):
+    """A linear map of its own for each window of a map; places of one window share it.
+
+    Args:
+        channels: Of the maps that come.
+        width: Of those that leave.
+        size: Height and width of the maps.
+        window: Height and width of a window; at the lower and right edge it may be cut. The whole map: one linear map.
+        dropout: Of what comes.
+
+    >>> layer = GroupedLinear(8, 6, (14, 14))
+    >>> layer(torch.zeros(2, 8, 14, 14)).shape, layer.weight.shape
+    (torch.Size([2, 6, 14, 14]), torch.Size([16, 8, 6]))
+    """
+
+    def __init__(self, channels: int, width: int, size: tuple[int, int], window: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.size, self.window = (int(size[0]), int(size[1])), window
+        self.rows, self.columns = -(-self.size[0] // window), -(-self.size[1] // window)
+        self.weight = nn.Parameter(torch.empty(self.rows * self.columns, channels, width))
+        self.bias = nn.Parameter(torch.empty(self.rows * self.columns, 1, width))
+        self.dropout = nn.Dropout(dropout)
+        for parameter in (self.weight, self.bias):  # as nn.Linear
+            nn.init.uniform_(parameter, -(channels**-0.5), channels**-0.5)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        _check(feature, 4, 1, self.weight.shape[1])
+        _check_size(feature, self.size)
+        (height, width), window = self.size, self.window
+        x = self.dropout(feature.to(self.weight.dtype))
+        x = F.pad(x, (0, self.columns * window - width, 0, self.rows * window - height))
+        x = x.unflatten(3, (self.columns, window)).unflatten(2, (self.rows, window)).permute(0, 2, 4, 3, 5, 1)
+        x = torch.einsum("bgpc,gcd->bgpd", x.flatten(3, 4).flatten(1, 2), self.weight) + self.bias
+        x = x.unflatten(1, (self.rows, self.columns)).unflatten(3, (window, window)).permute(0, 5, 1, 3, 2, 4)
+        return x.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
+
+
+class CrossAttentionProjector(nn.Module):
+    r"""Queries for every place of the teacher's ask a student's map: its channels and resolution become the teacher's.
+
+    .. math:: y = \mathrm{LN}\big(W_o\, \mathrm{softmax}(s\, Q K^\top / \sqrt{d_h})\, V\big), \quad
+        \mathrm{out} = y + W_2 \mathrm{ReLU}(W_1 y), \quad
+        Q = W_q \mathrm{ReLU}(W_p q),\ K, V = W_{k, v}(\mathrm{ReLU}(\mathrm{BN}(\mathrm{conv}_3(F))) + \mathrm{pos})
+
+    Source: ScaleKD, arXiv 2411.06786.
+
+    Args:
+        feature: A student's map ``[B, C, H, W]``: an example.
+        width: The teacher's channels, D.
+        places: How many queries are learned; ``None``: they are given at every call.
+        heads: Of the attention, or as many of them as divide the width.
+        sharpness: s, on top of the usual scale.
+
+    >>> layer = CrossAttentionProjector(torch.zeros(1, 8, 4, 4), 16, places=9)
+    >>> layer(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 9, 16])
+    """
+
+    def __init__(
+        self, feature: Tensor, width: int, places: int | None = None, *, heads: int = 8, sharpness: float = 5.0
+    ) -> None:
+        super().__init__()
+        channels, self.size = feature.shape[1], (feature.shape[2], feature.shape[3])
+        self.heads, self.sharpness = math.gcd(heads, width), sharpness
+        self.encode = nn.Sequential(
+            ConvProjector(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()
+        )
+        self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, channels, *self.size), std=0.02))
+        self.queries = None if places is None else nn.Parameter(torch.randn(places, width))
+        self.ask = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.key, self.value = nn.Linear(channels, width), nn.Linear(channels, width)
+        self.norm = nn.LayerNorm(width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+
+    def forward(self, feature: Tensor, queries: Tensor | None = None) -> Tensor:
+        _check(feature, 4, 1, self.position.shape[1])
+        _check_size(feature, self.size)
+        x = (self.encode(feature) + self.position).flatten(2).transpose(1, 2)
+        asked = self.queries if queries is None else queries.to(x.dtype)
+        assert asked is not None, "a projector without queries of its own is given some"
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+            for t in (self.query(self.ask(asked)), self.key(x), self.value(x))
+        )
+        q = q.expand(len(x), *q.shape[-3:])
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.sharpness * q.shape[-1] ** -0.5)
+        y = self.norm(self.out(y.transpose(1, 2).flatten(2)))
+        return y + self.feed(y)
+
+
+def _check_size(feature: Tensor, size: tuple[int, int]) -> None:
+    if tuple(feature.shape[2:]) != size:
+        raise TensorError(
+            "another resolution than in the dry run",
+            where="student_feature",
+            found=list(feature.shape),
+            wanted=f"{size[0]} x {size[1]} places",
+            remedy="train with inputs of one size",
+        )
