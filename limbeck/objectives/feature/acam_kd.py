@@ -44,7 +44,8 @@ def acam_kd_loss(
         TensorError: Features of different shapes, or masks that lie elsewhere.
 
     Source:
-        "ACAM-KD: Adaptive and Cooperative Attention Masking for Knowledge Distillation", 2025.
+        Lan and Tian, "ACAM-KD: Adaptive and Cooperative Attention Masking for Knowledge Distillation", 2025, arXiv
+        2503.06307.
 
     Example:
         >>> import torch
@@ -63,12 +64,7 @@ def acam_kd_loss(
 
 
 class CooperativeMasks(nn.Module):
-    """The masks of one pair of layers: units that look at the student's feature as the teacher attends to it.
-
-    Args:
-        width: Channels of both maps.
-        units: How many masks of each kind.
-    """
+    """The masks of one pair of layers: ``units`` of each kind that look at the student as the teacher attends to it."""
 
     def __init__(self, width: int, units: int) -> None:
         super().__init__()
@@ -92,6 +88,7 @@ class CooperativeMasks(nn.Module):
         name="ACAM-KD",
         title="ACAM-KD: Adaptive and Cooperative Attention Masking for Knowledge Distillation",
         year=2025,
+        arxiv="2503.06307",
         knowledge="feature",
         equation=r"\frac 1 M \sum_m \frac{\| M^c_m \odot D \|^2}{H W \sum_k M^c_{m,k}} + "
         r"\frac 1 M \sum_m \frac{\| M^s_m \odot D \|^2}{C \sum_p M^s_{m,p}} + \lambda L_{div}",
