@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from limbeck.analysis.statistics import compare_paired, summarise
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.files import write_json
 from limbeck.engine.journal import environment
+from limbeck.recipes.build import source_of
 from limbeck.recipes.check import check
 from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
 from limbeck.recipes.jobs import run_all
@@ -55,6 +57,7 @@ def compare(
     ``no_teacher``      cross entropy alone: does a teacher help at all?
     ``label_smoothing`` soft labels that know nothing: is it more than a softer target?
     ``random_teacher``  KD from a teacher of the same architecture with random weights: is it what the teacher knows?
+    ``tuned_kd``        KD at the temperature of 1, 2, 4 and 8 that does best on validation data: is it more than that?
     ``same_budget``     cross entropy for as many operations as distillation costs, teacher included: is it worth them?
     ==================  ================================================================================================
 
@@ -97,15 +100,21 @@ def compare(
     entries = entries_of(methods, controls_of(controls, recipe.teacher is not None))
     _check(recipe, entries)
     entries, left_out = with_budget(recipe, entries, _MOST_BUDGET if controls is True else None)
+    if source_of(recipe.data).validation is None and any(entry.variants for entry in entries):
+        if controls is not True:
+            raise ConfigError("tuned_kd chooses on validation data", where="controls", found="none in this source")
+        left_out["tuned_kd"] = "there are no validation data to choose a temperature on"
+        entries = [entry for entry in entries if not entry.variants]
     facts = {**_head(recipe, numbers, command, began), "jobs": jobs, "left_out": left_out}
     for name, reason in left_out.items():
         if say is not None:
             say(f"without the control {name}: {reason}; name it among the controls to run it all the same")
-    runs = [(entry, seed, out / "runs" / f"{entry.slug}-seed{seed}") for seed in numbers for entry in entries]
+    each = list({run.entry: run for entry in entries for run in entry.runs}.values())
+    runs = [(entry, seed, out / "runs" / f"{entry.slug}-seed{seed}") for seed in numbers for entry in each]
     if jobs != 1:
         tasks = [(f"{entry.name}, seed {seed}", entry.recipe(recipe, seed), folder) for entry, seed, folder in runs]
         run_all(tasks, jobs, teachers=out / "teachers", say=say)
-    results: dict[str, list[dict[str, Any]]] = {entry.entry: [] for entry in entries}
+    results: dict[str, list[dict[str, Any]]] = {entry.entry: [] for entry in each}
     for entry, seed, folder in runs:
         if say is not None and not (folder / "result.json").is_file():
             done = sum(map(len, results.values()))
@@ -126,7 +135,9 @@ def compare(
 
 def _check(recipe: Recipe, entries: list[Entry]) -> None:
     """All mistakes of all runs at once; a mistake that several share is told once."""
-    problems = list(dict.fromkeys(p for entry in entries for p in check(entry.recipe(recipe, recipe.seed))))
+    problems = list(
+        dict.fromkeys(p for entry in entries for r in entry.runs for p in check(r.recipe(recipe, recipe.seed)))
+    )
     if problems:
         raise RecipeError(problems, recipe.name)
 
@@ -159,6 +170,7 @@ def _machine() -> dict[str, Any]:
 
 def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Everything that follows from the runs so far."""
+    entries, results = _chosen(entries, results)
     begun = [entry for entry in entries if results[entry.entry]]
     first = results[begun[0].entry][0]
     if first.get("accuracy") is None:
@@ -177,6 +189,25 @@ def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]]) -> dic
     teacher = None if honest is None else {k: v for k, v in honest["teacher"].items() if k not in _DETAILS}
     data = {"split": first["split"], "samples": first["samples"], "classes": first["classes"], "source": first["data"]}
     return {"data": data, "teacher": teacher, "best_control": best, "methods": rows}
+
+
+def _chosen(
+    entries: list[Entry], results: dict[str, list[dict[str, Any]]]
+) -> tuple[list[Entry], dict[str, list[dict[str, Any]]]]:
+    """Every line by itself: of several variants the one that does best on validation data, the earliest of equals."""
+    found, lines = dict(results), []
+    for entry in entries:
+        if entry.variants:
+            best = max(entry.variants, key=lambda v: _validated(results[v.entry]))
+            found[entry.entry] = results[best.entry]
+            entry = replace(entry, loss=best.loss, about=f"{entry.about}: {best.entry}")
+        lines.append(entry)
+    return lines, found
+
+
+def _validated(runs: list[dict[str, Any]]) -> float:
+    values = [r["training"]["validation"] for r in runs if r["training"].get("validation") is not None]
+    return statistics.fmean(values) if values and len(values) == len(runs) else float("-inf")
 
 
 _DETAILS = ("reliability", "per_class")

@@ -20,9 +20,11 @@ CONTROLS: dict[str, tuple[str, str, str]] = {
     "no_teacher": ("No teacher", "cross_entropy", "cross entropy alone"),
     "label_smoothing": ("Label smoothing", "label_smoothing", "soft labels that know nothing"),
     "random_teacher": ("Random teacher", "kd", "KD from a teacher with random weights"),
+    "tuned_kd": ("Tuned KD", "kd", "KD at the best of several temperatures, chosen on validation data"),
     "same_budget": ("Same budget", "cross_entropy", "cross entropy for as many operations as distillation takes"),
 }
-_NEEDS_TEACHER = ("random_teacher", "same_budget")
+_NEEDS_TEACHER = ("random_teacher", "tuned_kd", "same_budget")
+TEMPERATURES = (1, 2, 4, 8)  # that tuned_kd tries
 _ALSO_METHODS = ("no_teacher", "label_smoothing")  # cross_entropy and label_smoothing, were they listed as methods
 
 
@@ -40,6 +42,7 @@ class Entry:
         about: What a control is.
         rival: Its teacher is a random one, not the recipe's.
         steps: So many steps, where that differs from the recipe's.
+        variants: What it chooses from; it is then no run of its own.
     """
 
     entry: str
@@ -51,6 +54,12 @@ class Entry:
     about: str = ""
     rival: bool = False
     steps: int | None = field(default=None, compare=False)
+    variants: tuple[Entry, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Entry, ...]:
+        """What is run for it: itself, or its variants."""
+        return self.variants or (self,)
 
     @property
     def slug(self) -> str:
@@ -130,7 +139,10 @@ def control(name: str) -> Entry:
             remedy=did_you_mean(name, CONTROLS),
         )
     title, key, about = CONTROLS[name]
-    return replace(method(key), entry=name, name=title, role="control", about=about, rival=name == "random_teacher")
+    made = replace(method(key), entry=name, name=title, role="control", about=about, rival=name == "random_teacher")
+    if name == "tuned_kd":
+        made = replace(made, variants=tuple(method(f"kd:temperature={t}") for t in TEMPERATURES))
+    return made
 
 
 def controls_of(controls: bool | Sequence[str], teacher: bool) -> list[str]:

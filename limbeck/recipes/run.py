@@ -103,6 +103,8 @@ def run(
         said=said,
     )
     training = {"steps": fitted.steps, "seconds": fitted.seconds, "best": fitted.best}
+    if fitted.validation is not None:
+        training["validation"] = fitted.validation.get(recipe.train.monitor)
     facts = {"name": recipe.name, "seed": recipe.seed, "split": name, "data": source.describe(), "training": training}
     result = json.loads(json.dumps({**result, **facts}))
     write_json(out / "result.json", result)

@@ -1,5 +1,6 @@
 """Comparisons: real runs, figures that follow from them, and nothing trained twice."""
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -166,3 +167,30 @@ def test_all_mistakes_of_all_runs_come_before_the_first(tmp_path):
 def test_seeds_stand_once_and_there_are_some(tmp_path, seeds):
     with pytest.raises(ConfigError, match="seeds"):
         compare(load("digits", SMALL), ["kd"], seeds, out=tmp_path)
+
+
+def test_tuned_kd_takes_the_temperature_that_validates_best(tmp_path):
+    facts = compare(load("digits", SMALL), ["dist"], 2, ["no_teacher", "tuned_kd"], out=tmp_path, quiet=True)
+    row = rows(facts)["tuned_kd"]
+    validated, tested = {}, {}
+    for temperature in (1, 2, 4, 8):
+        found = [
+            json.loads((tmp_path / "runs" / f"kd-temperature-{temperature}-seed{s}" / "result.json").read_text())
+            for s in (0, 1)
+        ]
+        validated[temperature] = sum(r["training"]["validation"] for r in found)
+        tested[temperature] = [r["accuracy"] for r in found]
+    best = max(validated, key=lambda t: validated[t])
+    assert row["role"] == "control"
+    assert row["loss"]["kd"]["temperature"] == best
+    assert f"kd:temperature={best}" in row["about"]
+    assert [run["accuracy"] for run in row["runs"]] == tested[best]
+    assert list(rows(facts)["dist"]["differences"]) == ["no_teacher", "tuned_kd"]
+
+
+def test_tuned_kd_needs_validation_data(tmp_path, monkeypatch):
+    from limbeck.recipes.build import source_of as read
+
+    monkeypatch.setattr(module, "source_of", lambda data: dataclasses.replace(read(data), validation=None))
+    with pytest.raises(ConfigError, match="validation"):
+        compare(load("digits", SMALL), ["dist"], 1, ["tuned_kd"], out=tmp_path, quiet=True)
