@@ -42,7 +42,7 @@ def cwd_loss(
         ConfigError: A temperature that is not above zero.
 
     Source:
-        Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", 2021, arXiv 2011.13256, equations 3, 4.
+        Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", 2021, arXiv 2011.13256.
 
     Example:
         >>> import torch

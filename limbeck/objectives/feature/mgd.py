@@ -44,7 +44,7 @@ def mgd_loss(
         TensorError: Features of different shapes.
 
     Source:
-        Yang et al., "Masked Generative Distillation", 2022, arXiv 2205.01529, equations 1 to 4.
+        Yang et al., "Masked Generative Distillation", 2022, arXiv 2205.01529.
 
     Example:
         >>> import torch
