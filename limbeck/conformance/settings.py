@@ -122,12 +122,15 @@ def multilabel(classes: int = 5) -> Setting:
 
 
 def regression(targets: int = 6) -> Setting:
-    """Images with coordinates to predict: labels ``[B, P]``, predictions in the place of logits."""
+    """Images with coordinates to predict: labels ``[B, P]``, predictions in the place of logits.
+
+    A second teacher's answers come with the batch, as ``extras["tolerant"]``.
+    """
     plain = images(targets)
 
     def batch(seed: int) -> Batch:
-        drawn = torch.randn(SIZE, targets, generator=torch.Generator().manual_seed(seed))
-        return plain.batch(seed).replace(labels=drawn)
+        drawn = torch.randn(2, SIZE, targets, generator=torch.Generator().manual_seed(seed))
+        return plain.batch(seed).replace(labels=drawn[0], extras={"tolerant": drawn[1]})
 
     return replace(plain, name="regression", batch=batch, data=DataInfo(SAMPLES), classes=None, with_two_classes=None)
 

@@ -12,6 +12,7 @@ from limbeck.data.mixing import Cutmix, Mixing, Mixup
 from limbeck.data.normalise import NORMALISATIONS, Normalisation, normalisation
 from limbeck.data.order import epoch_order, hold_out
 from limbeck.data.resident import ResidentLoader
+from limbeck.data.shape_model import ShapeModel
 from limbeck.data.sources.digits import digits
 from limbeck.data.sources.folder import image_folder
 from limbeck.data.sources.hub import hub
@@ -43,6 +44,7 @@ __all__ = [
     "Normalisation",
     "PadCrop",
     "ResidentLoader",
+    "ShapeModel",
     "Split",
     "StreamLoader",
     "StreamSplit",
