@@ -52,7 +52,7 @@ def all_settings(classes: int = 5) -> list[Setting]:
 
 def special_settings() -> dict[str, Setting]:
     """Situations by the task a card has to name for them."""
-    return {"multilabel": multilabel(), "regression": regression(), "retrieval": retrieval()}
+    return {"multilabel": multilabel(), "regression": regression(), "retrieval": retrieval(), "aspects": aspects()}
 
 
 def images(classes: int = 5) -> Setting:
@@ -133,6 +133,17 @@ def regression(targets: int = 6) -> Setting:
         return plain.batch(seed).replace(labels=drawn[0], extras={"tolerant": drawn[1]})
 
     return replace(plain, name="regression", batch=batch, data=DataInfo(SAMPLES), classes=None, with_two_classes=None)
+
+
+def aspects(classes: int = 5) -> Setting:
+    """Images with answers to yes-or-no questions, as ``extras["aspects"]``: probabilities, -1 where not asked."""
+    plain = images(classes)
+
+    def batch(seed: int) -> Batch:
+        drawn = torch.rand(2, SIZE, 3, generator=torch.Generator().manual_seed(seed))
+        return plain.batch(seed).replace(extras={"aspects": drawn[0].masked_fill(drawn[1] < 0.2, -1.0)})
+
+    return replace(plain, name="aspects", batch=batch, with_two_classes=None)
 
 
 def retrieval() -> Setting:
