@@ -21,11 +21,13 @@ from limbeck.data.sources.parquet import parquet
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import DatasetSplit, ImageSplit, Split, StreamSplit, TensorSplit
 from limbeck.data.stream import StreamLoader
+from limbeck.data.tasks import TASKS, Task
 from limbeck.data.transforms import Cutout, Flip, Geometric, Masking, PadCrop, Transform
 from limbeck.data.wrapped import WrappedLoader
 
 __all__ = [
     "NORMALISATIONS",
+    "TASKS",
     "TRANSFORMS",
     "Augment",
     "AugmentSpec",
@@ -48,6 +50,7 @@ __all__ = [
     "Split",
     "StreamLoader",
     "StreamSplit",
+    "Task",
     "TensorSplit",
     "Transform",
     "WrappedLoader",

@@ -148,6 +148,8 @@ class Augment:
                     found=f"inputs {list(images.shape)}",
                     wanted="[B, C, H, W]",
                 )
+            if self.normalise is not None and images.ndim == 2:
+                self.normalise.check(images.shape[1])
             return
         if self.normalise is not None:
             self.normalise.check(images.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ def build_loader(
     workers: int | None = None,
     shuffle: bool | None = None,
     drop_last: bool | None = None,
+    task: str | None = None,
 ) -> Loader:
     """The loader of one split.
 
@@ -55,12 +57,15 @@ def build_loader(
         workers: Reading processes where it is not resident; ``None`` chooses.
         shuffle: Overrides ``train`` as to the order.
         drop_last: Overrides ``train`` as to the last batch.
+        task: Overrides what the split says of its labels; see :data:`~limbeck.data.TASKS`.
 
     Example:
         >>> loader = build_loader(load_source("digits").train, batch_size=64, train=True, augment=["pad_crop"])
         >>> len(loader), loader.example().inputs.shape
         (19, torch.Size([2, 1, 8, 8]))
     """
+    if task is not None:
+        split = replace(split, task=task)
     transform = Augment(
         augment,
         normalise=split.normalise if normalise is None and split.normalise != "none" else normalise,
@@ -76,17 +81,22 @@ def build_loader(
         "class_names": split.classes,
     }
     drop = train if drop_last is None else drop_last
+    loader: Loader
     if isinstance(split, StreamSplit):
         batches: Iterable[Any] = split.batches
         if isinstance(batches, IterableDataset):
             batches = DataLoader(batches, batch_size, num_workers=workers or 0, drop_last=drop)
-        return WrappedLoader(batches, split.labels, samples=split.samples, **known)
-    known |= {"batch_size": batch_size, "shuffle": train if shuffle is None else shuffle, "drop_last": drop}
-    if _holds(split, torch.device(device), resident):
-        return ResidentLoader(split.load(), split.labels, **known)
-    collate = split.collate_fn if isinstance(split, DatasetSplit) else None
-    workers = default_workers() if workers is None else workers
-    return StreamLoader(split.dataset(), split.labels, workers=workers, collate_fn=collate, **known)
+        loader = WrappedLoader(batches, split.labels, samples=split.samples, **known)
+    else:
+        known |= {"batch_size": batch_size, "shuffle": train if shuffle is None else shuffle, "drop_last": drop}
+        if _holds(split, torch.device(device), resident):
+            loader = ResidentLoader(split.load(), split.labels, **known)
+        else:
+            collate = split.collate_fn if isinstance(split, DatasetSplit) else None
+            workers = default_workers() if workers is None else workers
+            loader = StreamLoader(split.dataset(), split.labels, workers=workers, collate_fn=collate, **known)
+    loader.task = split.task
+    return loader
 
 
 def as_loader(data: Any, *, batch_size: int = 128, train: bool = False, part: str = "train", **options: Any) -> Loader:

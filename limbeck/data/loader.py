@@ -30,6 +30,7 @@ class Loader(ABC):
         classes: Number of classes, or ``None``.
         class_names: Their names, or ``None``.
         seed: Of order and augmentation.
+        task: What the labels mean; see :data:`limbeck.data.TASKS`.
     """
 
     batch_size: int | None
@@ -38,6 +39,7 @@ class Loader(ABC):
     classes: int | None
     class_names: tuple[str, ...] | None
     seed: int
+    task: str = "classification"
 
     @property
     @abstractmethod
@@ -152,6 +154,11 @@ class IndexedLoader(Loader):
             "augment": describe_augment(self.augment.transforms),
             "normalise": None if stats is None else {"mean": list(stats.mean), "std": list(stats.std)},
         }
+
+    def _plain(self, inputs: Any) -> Any:
+        """Inputs that are no images: feature vectors are normalised, anything else is as it is."""
+        vectors = isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point()
+        return self.augment.finish(inputs) if vectors else inputs
 
     def _steps(self, start_step: int, rank: int, world: int, parts: int) -> Iterator[list[slice]]:
         check_place(start_step, self.steps_per_epoch, rank, world, parts)

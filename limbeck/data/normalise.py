@@ -1,4 +1,4 @@
-"""Channel statistics that turn pixels into what a model was trained on."""
+"""Statistics that turn pixels or features into what a model was trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Normalisation:
     r"""Per channel, :math:`(x - \mu) / \sigma`, where bytes are first scaled to 0..1.
 
     Args:
-        mean: One number a channel, or a single one for all.
+        mean: One number a channel (of a feature vector: an entry), or a single one for all.
         std: As many as ``mean``.
 
     Example:
@@ -37,19 +37,29 @@ class Normalisation:
             raise ConfigError("a standard deviation must be positive", where="normalise.std", found=self.std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalise ``[B, C, H, W]`` bytes (0..255) or floats; the result is float32.
+        """Normalise ``[B, C, H, W]`` bytes (0..255) or floats, or ``[B, D]`` features; the result is float32.
 
         One multiplication and one subtraction, each rounded once: the same bits on every device.
         """
-        scale, shift = _factors(self, images.dtype == torch.uint8, images.device)
+        scale, shift = _factors(self, images.dtype == torch.uint8, images.device, images.ndim - 2)
         floats = images.float() if images.dtype != torch.float32 else images.clone()
         return floats.mul_(scale).sub_(shift)
+
+    @classmethod
+    def of(cls, features: Tensor) -> Normalisation:
+        """The statistics of features ``[N, D]``; an entry that does not vary is only shifted.
+
+        >>> Normalisation.of(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        Normalisation(mean=(2.0, 5.0), std=(1.0, 1.0))
+        """
+        mean, std = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
+        return cls(tuple(mean.tolist()), tuple(std.masked_fill(std < 1e-12, 1.0).tolist()))
 
     def check(self, channels: int, where: str = "normalise") -> None:
         """Raise where the statistics are not for this number of channels."""
         if len(self.mean) not in (1, channels):
             raise DataError(
-                "the statistics do not fit the images",
+                "the statistics do not fit the inputs",
                 where=where,
                 found=f"{len(self.mean)} channels",
                 wanted=f"{channels}",
@@ -58,9 +68,9 @@ class Normalisation:
 
 
 @lru_cache(maxsize=64)
-def _factors(stats: Normalisation, from_bytes: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def _factors(stats: Normalisation, from_bytes: bool, device: torch.device, places: int) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # kept for later calls, which may need gradients
-        mean, std = torch.tensor([stats.mean, stats.std], dtype=torch.float64).view(2, 1, -1, 1, 1)
+        mean, std = torch.tensor([stats.mean, stats.std], dtype=torch.float64).view(2, 1, -1, *[1] * places)
         scale, shift = 1 / (std * 255 if from_bytes else std), mean / std
         return scale.float().to(device), shift.float().to(device)
 

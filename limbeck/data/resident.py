@@ -18,7 +18,7 @@ class ResidentLoader(IndexedLoader):
 
     Args:
         inputs: ``[N, C, H, W]`` images as bytes or floats, or any tensors (or dict or tuple of them) with a row a
-            sample; only images are augmented and normalised.
+            sample; only images are augmented, only images and feature vectors ``[N, D]`` normalised.
         labels: ``[N, ...]``.
         batch_size: Samples of an optimizer step.
         shuffle: Random order, new each epoch.
@@ -79,7 +79,7 @@ class ResidentLoader(IndexedLoader):
     def _batch(self, index: Tensor, epoch: int) -> Batch:
         if not self.images:
             labels = None if self._labels is None else self._labels[index]
-            return Batch(map_tensors(self.inputs, lambda t: t.index_select(0, index)), labels, index)
+            return Batch(self._plain(map_tensors(self.inputs, lambda t: t.index_select(0, index))), labels, index)
         rows = self.augment.reads(index, epoch)
         read = rows.flatten()
         labels = None if self._labels is None else self._labels[read]

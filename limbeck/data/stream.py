@@ -126,7 +126,7 @@ class StreamLoader(IndexedLoader):
         batch = self._read(collated).to(self.device)
         rows = rows.to(self.device, non_blocking=True)
         if not self.images:
-            return batch.replace(index=rows[0])
+            return batch.replace(inputs=self._plain(batch.inputs), index=rows[0])
         inputs, labels = self.augment(batch.inputs, rows, epoch, batch.labels)
         return batch.replace(inputs=inputs, labels=labels, index=rows[0])
 

@@ -120,7 +120,7 @@ def test_functions_of_a_users_own(tmp_path, monkeypatch):
         ("digit", {}, DataError, "no such data; found 'digit'; .* did you mean 'digits'"),
         ("/no/such/folder", {}, DataError, "no such data"),
         ("digits", {"sed": 1}, ConfigError, r"data \(digits\): .* found 'sed'; .* did you mean 'seed'"),
-        ((X, Y), {"size": 3}, ConfigError, "found 'size'; wanted one of validation, seed"),
+        ((X, Y), {"size": 3}, ConfigError, "found 'size'; wanted one of test, validation, seed"),
         ((X, Y[:5]), {}, DataError, "differ in length"),
         ((X, Y), {"validation": 1.5}, ConfigError, "fraction 1.5"),
         ((X[:0], Y[:0]), {}, DataError, "no samples"),

@@ -75,6 +75,7 @@ def tensors(
     test: tuple[Any, Tensor] | None = None,
     classes: Sequence[str] | None = None,
     normalise: str = "none",
+    task: str = "classification",
     validation: float = VALIDATION,
     seed: int = 0,
 ) -> DataSource:
@@ -86,6 +87,7 @@ def tensors(
         test: Inputs and labels of the test split.
         classes: Names.
         normalise: Name of the images' normalisation where the loader is given none.
+        task: What the labels mean; see :data:`limbeck.data.TASKS`.
         validation: Fraction of every class held out; 0 holds out nothing.
         seed: Of what is held out.
 
@@ -95,9 +97,10 @@ def tensors(
         {'train': 16, 'validation': 4}
     """
     names = None if classes is None else tuple(classes)
-    splits: dict[str, Split] = {"train": TensorSplit(inputs, labels=labels, classes=names, normalise=normalise)}
+    known: dict[str, Any] = {"classes": names, "normalise": normalise, "task": task}
+    splits: dict[str, Split] = {"train": TensorSplit(inputs, labels=labels, **known)}
     if test is not None:
-        splits["test"] = TensorSplit(test[0], labels=test[1], classes=names, normalise=normalise)
+        splits["test"] = TensorSplit(test[0], labels=test[1], **known)
     return complete("tensors", splits, validation=validation, seed=seed)
 
 

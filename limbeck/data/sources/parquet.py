@@ -1,4 +1,4 @@
-"""Parquet files of images, as the Hugging Face hub lays them out."""
+"""Parquet files of images, as the Hugging Face hub lays them out, and of feature vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import DataError, did_you_mean
+from limbeck.core.errors import ConfigError, DataError, did_you_mean
+from limbeck.data.sources.features import Columns, feature_source, numbers
 from limbeck.data.sources.images import image_size
 from limbeck.data.sources.source import VALIDATION, DataSource, complete, split_name
 from limbeck.data.sources.split import ImageSplit, Split, check_labels
@@ -73,13 +74,17 @@ def parquet(
     path: str | Path,
     *,
     image: str | None = None,
+    features: Columns | None = None,
     label: str = "label",
+    labels: Columns | None = None,
     mode: str = "RGB",
     size: int | Sequence[int] | None = None,
+    standardise: bool = True,
+    test: float = 0.0,
     validation: float = VALIDATION,
     seed: int = 0,
 ) -> DataSource:
-    """Images in Parquet files.
+    """Images, or feature vectors, in Parquet files.
 
     A folder holds ``train.parquet``, ``validation.parquet`` (or ``val``, ``valid``, ``dev``) and ``test.parquet``, in
     itself or in its ``data`` folder; shards are called ``train-00000-of-00004.parquet`` and so on. A single file is
@@ -90,13 +95,26 @@ def parquet(
     Args:
         path: The folder or file.
         image: Column of images; by default the only one that holds ``{bytes, path}``.
+        features: In the place of images: a column of lists of numbers, or several columns of numbers.
         label: Column of integer classes.
+        labels: In the place of classes, of feature vectors that may have any number of labels (the task
+            ``"multilabel"``): a column of lists of zeros and ones, or one such column a class; -1 is not known.
         mode: ``"RGB"`` or ``"L"`` (grey).
         size: Resize and crop every image to this size; needed where sizes differ.
-        validation: Fraction of train held out where there is no validation file; 0 holds out nothing.
+        standardise: Shift and scale each feature to mean 0 and variance 1 over the training split.
+        test: Fraction of train held out where there is no test file; 0 holds out nothing.
+        validation: Fraction of the rest held out where there is no validation file; 0 holds out nothing.
         seed: Of what is held out.
     """
     path = Path(path)
+    held_out: dict[str, Any] = {"test": test, "validation": validation, "seed": seed}
+    name_ = path.stem if path.is_file() else path.name
+    if features is not None:
+        if image is not None:
+            raise ConfigError("samples are images or features", where="image", found=f"{image} beside {features}")
+        return _features(path, name_, features, label, labels, standardise, held_out)
+    if labels is not None:
+        raise ConfigError("several labels a sample are read of feature vectors", where="labels", remedy="name features")
     splits: dict[str, Split] = {}
     for name, files in _files(path).items():
         schema = _schema(files[0])
@@ -112,7 +130,47 @@ def parquet(
             classes=classes,
             normalise="imagenet" if mode == "RGB" else "none",
         )
-    return complete(path.stem if path.is_file() else path.name, splits, validation=validation, seed=seed)
+    return complete(name_, splits, **held_out)
+
+
+def _features(
+    path: Path,
+    name: str,
+    features: Columns,
+    label: str,
+    labels: Columns | None,
+    standardise: bool,
+    held_out: dict[str, Any],
+) -> DataSource:
+    """A source of feature vectors."""
+    splits: dict[str, tuple[Tensor, Tensor]] = {}
+    classes: tuple[str, ...] | None = None
+    for key, files in _files(path).items():
+        named = _class_names(_schema(files[0]), label if labels is None else str(labels))
+        several = None if labels is None or isinstance(labels, str) else tuple(labels)
+        classes = classes or named or several
+        parts = [
+            (
+                numbers(_table(file, _names(features)), features, str(file)),
+                _labels(file, label, named) if labels is None else _yes_or_no(file, labels),
+            )
+            for file in files
+        ]
+        splits[key] = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+    task = "classification" if labels is None else "multilabel"
+    return feature_source(name, splits, classes=classes, task=task, standardise=standardise, **held_out)
+
+
+def _yes_or_no(file: Path, columns: Columns) -> Tensor:
+    found = numbers(_table(file, _names(columns)), columns, str(file))
+    if bool(((found != 0) & (found != 1) & (found != -1)).any()):
+        wanted = "1 and 0, or -1 where it is not known"
+        raise DataError("a label is neither yes nor no", where=f"{file}, column {columns!r}", wanted=wanted)
+    return found
+
+
+def _names(columns: Columns) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)
 
 
 def _files(path: Path) -> dict[str, list[Path]]:

@@ -50,6 +50,11 @@ class DataSource:
         return self.train.classes or (None if count is None else tuple(str(c) for c in range(count)))
 
     @property
+    def task(self) -> str:
+        """What the labels mean; see :data:`limbeck.data.TASKS`."""
+        return self.train.task
+
+    @property
     def samples(self) -> dict[str, int | None]:
         """Samples in each split there is; ``None`` where they cannot be counted beforehand."""
         return {name: split.samples for name in SPLITS if (split := getattr(self, name)) is not None}
@@ -69,25 +74,35 @@ class DataSource:
 
 
 def complete(
-    name: str, splits: dict[str, Split], *, validation: float = VALIDATION, seed: int = 0, note: str = ""
+    name: str,
+    splits: dict[str, Split],
+    *,
+    test: float = 0.0,
+    validation: float = VALIDATION,
+    seed: int = 0,
+    note: str = "",
 ) -> DataSource:
-    """Make a source of what was found, and hold out a validation split from train where none was.
+    """Make a source of what was found, and hold out test and validation splits from train where none were.
 
     Args:
         name: Of the source.
         splits: By name; ``train`` must be there.
-        validation: Fraction of every class to hold out; 0 holds out nothing.
+        test: Fraction of every class to hold out for test; 0 holds out nothing.
+        validation: Fraction of every class of the rest to hold out for validation.
         seed: Of the choice.
         note: How the splits were made so far.
     """
     if "train" not in splits:
         raise DataError("there is no training split", where=name, found=", ".join(splits) or "nothing", wanted="train")
-    train = splits["train"]
-    if "validation" not in splits and validation and not isinstance(train, StreamSplit):
+    notes = [note] if note else []
+    for split, fraction in (("test", test), ("validation", validation)):
+        train = splits["train"]
+        if split in splits or not fraction or isinstance(train, StreamSplit):
+            continue
         labels = train.labels
         by_class = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
-        stay, held = hold_out(labels if labels is not None and by_class else len(train), validation, seed)
-        splits = {**splits, "train": train.subset(stay), "validation": train.subset(held)}
-        drawn = f"validation: {validation:.0%} of train held out, seed {seed}"
-        note = f"{note}; {drawn}" if note else drawn
+        stay, held = hold_out(labels if labels is not None and by_class else len(train), fraction, seed)
+        splits = {**splits, "train": train.subset(stay), split: train.subset(held)}
+        notes.append(f"{split}: {fraction:.0%} of train held out, seed {seed}")
+    note = "; ".join(notes)
     return DataSource(name, splits["train"], splits.get("validation"), splits.get("test"), note)

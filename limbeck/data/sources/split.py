@@ -14,7 +14,9 @@ from torch.utils.data import Dataset
 from limbeck.core.batch import batch_size_of, map_tensors
 from limbeck.core.errors import DataError
 from limbeck.data.collate import class_names_of, labels_of, tensors_in
+from limbeck.data.normalise import Normalisation
 from limbeck.data.sources.images import EncodedImages, check_size, decode, decode_all
+from limbeck.data.tasks import task_of
 
 
 @dataclass(eq=False)
@@ -24,14 +26,22 @@ class Split(ABC):
     Args:
         labels: By index, where they are known as a whole.
         classes: Names of the classes.
-        normalise: The normalisation used where none is asked for; see :data:`limbeck.data.NORMALISATIONS`.
+        normalise: The normalisation used where none is asked for: of :data:`limbeck.data.NORMALISATIONS`, or its own.
+        task: What the labels mean; see :data:`limbeck.data.TASKS`.
     """
 
     labels: Tensor | None = field(default=None, kw_only=True)
     classes: tuple[str, ...] | None = field(default=None, kw_only=True)
-    normalise: str = field(default="none", kw_only=True)
+    normalise: str | Normalisation = field(default="none", kw_only=True)
+    task: str = field(default="classification", kw_only=True)
 
     def __post_init__(self) -> None:
+        wanted = task_of(self.task).labels
+        if self.labels is not None and self.task != "classification":
+            fits = self.labels.ndim > 1 and self.labels.is_floating_point()
+            if not fits or (self.task == "multilabel" and bool(self.labels.max() > 1)):
+                found = f"{list(self.labels.shape)} {self.labels.dtype}, at most {self.labels.max():g}"
+                raise DataError(f"these are no labels of {self.task}", where="labels", found=found, wanted=wanted)
         if self.labels is not None and self.classes is not None:
             check_labels(self.labels, len(self.classes), "labels")
 
@@ -42,9 +52,11 @@ class Split(ABC):
 
     @property
     def class_count(self) -> int | None:
-        """Number of classes: the names', else one more than the greatest label."""
+        """Number of classes: the names', else one more than the greatest label, or a label's entries if multi-label."""
         if self.classes is not None:
             return len(self.classes)
+        if self.labels is not None and self.task == "multilabel":
+            return self.labels.shape[-1]
         if self.labels is None or self.labels.ndim != 1 or self.labels.is_floating_point() or not len(self.labels):
             return None
         return int(self.labels.max()) + 1 or None
