@@ -83,7 +83,7 @@ def ghnd_loss(
         knowledge="feature",
         equation=r"\sum_l \lambda_l \| f^S_l - f^T_l \|_2^2",
         use="For a student whose first layers are new (a bottleneck to send over a network, say) and whose others are "
-        "the teacher's: learn the new ones, freeze the others, labels are not needed. Or as plain hints at several layers.",
+        "the teacher's: learn the new ones, freeze the others, labels are not needed. Or as hints at several layers.",
         defaults={
             "tap": "the last layer at each resolution, as in the authors' detectors",
             "weights": "1 each, as in the authors' runs",
