@@ -67,3 +67,19 @@ def binary_labels(labels: Tensor | None, logits: Tensor, method: str) -> tuple[T
             "a label is neither yes nor no", where="labels", found=float(labels.max()), wanted="at most 1"
         )
     return labels.clamp(min=0), labels >= 0
+
+
+def soft_labels(labels: Tensor, classes: int) -> Tensor:
+    """Integers as shares of one, all zeros where there is no label; soft labels as they are.
+
+    Raises:
+        TensorError: A label names no class.
+
+    >>> soft_labels(torch.tensor([1, -100]), classes=2)
+    tensor([[0., 1.],
+            [0., 0.]])
+    """
+    if labels.is_floating_point():
+        return labels
+    target, labelled = split_labels(labels, classes)
+    return torch.nn.functional.one_hot(target, classes).float() * labelled.unsqueeze(-1)
