@@ -10,7 +10,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.layout import aligned
 from limbeck.core.objective import DataInfo, Objective
-from limbeck.core.pairing import pair_features
+from limbeck.core.pairing import Mapping, pair_features, pair_layers
 from limbeck.core.projectors import projector
 from limbeck.core.relations import channel_dim, project
 from limbeck.core.trace import Trace
@@ -57,6 +57,11 @@ class LayerObjective(Objective):
                 wanted=f"{len(own)} as in tap",
             )
         return pairs
+
+    def mapped(self, student: Trace, teacher: Trace, mapping: Mapping) -> list[tuple[Tensor, Tensor]]:
+        """Layers paired by their number alone: those of the same relative depth, or the teacher's last."""
+        own, other = self.layers(student, teacher)
+        return [(own[i], other[j]) for i, j in pair_layers(len(own), len(other), mapping)]
 
     def pair(self, student: Trace, teacher: Trace) -> tuple[Tensor, Tensor]:
         """The one pair, for objectives that compare a single layer; of a plural role the last pair."""

@@ -116,7 +116,9 @@ def check_positive(value: float, name: str) -> None:
         raise ConfigError("must be above zero" + " and finite" * (value == math.inf), where=name, found=value)
 
 
-def check_inside(value: float, name: str, low: float = 0.0, high: float = 1.0, remedy: str | None = None) -> None:
-    """Refuse a setting that must lie between two bounds and reach neither."""
-    if not low < value < high:
+def check_inside(
+    value: float, name: str, low: float = 0.0, high: float = 1.0, remedy: str | None = None, *, closed: bool = False
+) -> None:
+    """Refuse a setting that must lie between two bounds and reach neither; ``closed``: it may reach both."""
+    if not (low <= value <= high if closed else low < value < high):
         raise ConfigError(f"must lie between {low:g} and {high:g}", where=name, found=value, remedy=remedy)

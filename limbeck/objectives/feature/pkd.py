@@ -11,7 +11,7 @@ from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import ConfigError
 from limbeck.core.layers import LayerObjective, Tap
 from limbeck.core.objective import Contract, DataInfo
-from limbeck.core.pairing import Mapping, pair_layers
+from limbeck.core.pairing import Mapping
 from limbeck.core.projectors import LinearProjector
 from limbeck.core.reduction import Reduction, check_features, check_floating, fit_mask, reduce, widen
 from limbeck.core.relations import pooled, unit
@@ -123,13 +123,11 @@ class PKD(LayerObjective):
         self, student: Trace, teacher: Trace, mask: Tensor | None
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """The pairs of summary vectors, and which samples count."""
-        own, other = self.layers(student, teacher)
-        pairs = pair_layers(len(own), len(other), self.mapping)[:-1]
+        pairs = self.mapped(student, teacher, self.mapping)[:-1]
         if not pairs:
             raise ConfigError("the last layer is not compared, and there is no other", where="tap", found="one layer")
         counts = None if mask is None else mask.reshape(len(mask), -1).any(dim=1)
-        found = ((self._summary(own[i], mask), self._summary(other[j], mask)) for i, j in pairs)
-        return [(s, t, counts) for s, t in found]
+        return [(self._summary(s, mask), self._summary(t, mask), counts) for s, t in pairs]
 
     def _summary(self, feature: Tensor, mask: Tensor | None) -> Tensor:
         if feature.ndim != 3 or self.token == "mean":
