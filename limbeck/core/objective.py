@@ -57,6 +57,7 @@ class DataInfo:
         classes: How many classes.
         batches: Gives the training set once, in order and without augmentation.
         answers: Gives it with what the teacher says of each batch; made by ``Distiller.setup`` from ``batches``.
+        task: What the labels mean: ``"classification"``, ``"multilabel"`` (one yes or no a class) or ``"regression"``.
     """
 
     samples: int | None = None
@@ -64,6 +65,7 @@ class DataInfo:
     classes: int | None = None
     batches: Callable[[], Iterable[Batch]] | None = None
     answers: Callable[[], Iterable[tuple[Trace, Batch]]] | None = None
+    task: str = "classification"
 
     def all_answers(self, where: str) -> Iterable[tuple[Trace, Batch]]:
         """The teacher's trace of every training batch, for class means and the like.

@@ -7,9 +7,24 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from limbeck.core.errors import ConfigError
+from limbeck.engine.metrics import LOWER_IS_BETTER, headline
 from limbeck.engine.optim import check_optimizer, check_schedule, optimizer_class
 
-Monitor = Literal["accuracy", "top5", "nll", "ece", "total"]
+Monitor = Literal[
+    "auto",
+    "accuracy",
+    "top5",
+    "nll",
+    "ece",
+    "map_macro",
+    "map_micro",
+    "f1_macro",
+    "f1_micro",
+    "hamming",
+    "mse",
+    "mae",
+    "total",
+]
 
 #: Settings that belong to a whole run: every stage must say the same.
 SHARED = ("precision", "device", "deterministic", "trackers")
@@ -83,7 +98,11 @@ class TrainConfig(BaseModel):
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights; they are what is kept")
     validate_epochs: int = Field(default=1, ge=1, description="epochs between validations")
     validate_steps: int | None = Field(default=None, ge=1, description="steps between validations, instead of epochs")
-    monitor: Monitor = Field(default="accuracy", description="what validation judges by; total is the stage's own loss")
+    monitor: Monitor = Field(
+        default="auto",
+        description="what validation judges by; auto: accuracy, map_macro of multi-label data, mse of regression; "
+        "total: the stage's own loss",
+    )
     patience: int | None = Field(default=None, ge=1, description="validations without a better one before it stops")
     select: Literal["last", "best"] = Field(default="last", description="which weights the stage ends with")
 
@@ -113,10 +132,17 @@ class TrainConfig(BaseModel):
             raise ValueError(str(error)) from None
         return self
 
-    @property
-    def lower_is_better(self) -> bool:
+    def monitored(self, task: str) -> str:
+        """The number that validation judges by on data of this task.
+
+        >>> TrainConfig().monitored("multilabel")
+        'map_macro'
+        """
+        return headline(task) if self.monitor == "auto" else self.monitor
+
+    def lower_is_better(self, task: str) -> bool:
         """Whether the monitored number should fall."""
-        return self.monitor in ("nll", "ece", "total")
+        return self.monitored(task) in LOWER_IS_BETTER
 
     def total_steps(self, steps_per_epoch: int | None) -> int:
         """Optimizer steps of the stage.

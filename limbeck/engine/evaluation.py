@@ -1,27 +1,20 @@
-"""How well a model classifies: accuracy, likelihood, calibration."""
+"""How well a model does its task: accuracy or average precision, likelihood, calibration."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
-from limbeck.core.errors import DataError, TensorError
+from limbeck.core.errors import DataError
 from limbeck.core.survey import call_model
 from limbeck.core.trace import logits_of
 from limbeck.data.loader import Loader
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-
-BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", 2017
+from limbeck.engine.metrics import Metrics, judged
 
 
 def evaluate(
@@ -33,19 +26,31 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
 ) -> dict[str, float]:
-    """Accuracy, likelihood and calibration over one pass of the data, on the device where the model is.
+    """How well a model does over one pass of the data, on the device where the model is.
+
+    What is told follows from the data's task (``loader.task``):
+
+    ====================  ==============================================================================================
+    task                  figures
+    ====================  ==============================================================================================
+    ``"classification"``  ``accuracy`` and ``top5`` (of more than five classes) from 0 to 1; ``nll`` in nats; ``ece``,
+                          the expected calibration error over 15 bins
+    ``"multilabel"``      ``map_macro``, mean average precision over classes (those that occur), and ``map_micro``, that
+                          of all pairs of sample and class; ``f1_macro``, ``f1_micro``, and ``hamming``, the share of
+                          right decisions, at one half; ``nll`` in nats and ``ece`` of a decision
+    ``"regression"``      ``mse`` and ``mae``
+    ====================  ==============================================================================================
 
     Args:
         model: What is judged; its mode is as before afterwards.
-        loader: Data with labels; places with a negative label or outside the mask do not count.
+        loader: Data with labels; places with a negative label (of regression: none) or outside the mask do not count.
         logits: Where logits stand in the model's output (see ``logits_of``).
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` (autocast).
         rank: Of this process; each of ``world`` processes sees its share, and all get the same answer.
         world: How many processes.
 
     Returns:
-        ``accuracy`` and ``top5`` (where there are more than five classes) from 0 to 1; ``nll`` in nats; ``ece``, the
-        expected calibration error over 15 bins; ``samples``: how many places counted.
+        The figures, and ``samples``: how many places counted.
 
     Raises:
         DataError: There are no labels.
@@ -58,25 +63,22 @@ def evaluate(
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     rank, world = _shared(loader, rank, world)
-    metrics: dict[str, Metric] = {}
-    count = 0
+    metrics: Metrics | None = None
     with _judging(model), torch.inference_mode():
         for parts in loader.epoch(0, rank=rank, world=world):
             for batch in parts:
                 batch = batch.to(device)
                 with autocast(device, precision):
                     output = call_model(model, batch.inputs)
-                scores, labels = _places(logits_of(output, logits), batch)
-                if not metrics:
-                    metrics = _metrics(scores.shape[-1], device, world)
-                count += len(labels)
-                _update(metrics, scores, labels)
-        total = torch.tensor(float(count), device=device)
+                scores, labels = judged(logits_of(output, logits), batch, loader.task)
+                metrics = metrics or Metrics(loader.task, scores.shape[-1], device, world)
+                metrics.update(scores, labels)
+        total = torch.tensor(0.0 if metrics is None else float(metrics.count), device=device)
         if world > 1:
             torch.distributed.all_reduce(total)
-        if not total:
+        if not total or metrics is None:
             raise DataError("nothing to judge by: no place has a label", where="validation")
-        results = {name: float(metric.compute()) for name, metric in metrics.items()}
+        results = metrics.compute()
     return {**results, "samples": int(total)}
 
 
@@ -143,49 +145,3 @@ def _judging(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _places(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits ``[N, C]`` and labels ``[N]`` of the places that count."""
-    labels = batch.require("labels")
-    if labels.is_floating_point() and labels.shape == logits.shape:
-        labels = labels.argmax(dim=-1)
-    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
-        raise TensorError(
-            "labels do not belong to these logits",
-            where="labels",
-            found=f"{list(labels.shape)} {labels.dtype}",
-            wanted=f"{list(logits.shape[:-1])} integers",
-        )
-    counts = labels >= 0
-    if batch.mask is not None and batch.mask.shape == counts.shape:
-        counts = counts & batch.mask
-    return logits.float()[counts], labels[counts].long()
-
-
-def _metrics(classes: int, device: torch.device, world: int) -> dict[str, Metric]:
-    # Imported here: torchmetrics brings transformers along, and who trains without validation need not wait for that.
-    from torchmetrics import MeanMetric
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
-
-    known: dict[str, Any] = {"validate_args": False, "sync_on_compute": world > 1}
-    with warnings.catch_warnings():  # torchmetrics says that it keeps every confidence, which is what we want
-        warnings.filterwarnings("ignore", message=".*save all targets and predictions.*")
-        metrics: dict[str, Metric] = {
-            "accuracy": MulticlassAccuracy(classes, average="micro", **known),
-            "nll": MeanMetric(nan_strategy="disable", sync_on_compute=world > 1),
-            "ece": MulticlassCalibrationError(classes, n_bins=BINS, norm="l1", **known),
-        }
-        if classes > 5:
-            metrics["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro", **known)
-    return {name: metric.to(device) for name, metric in metrics.items()}
-
-
-def _update(metrics: dict[str, Metric], scores: Tensor, labels: Tensor) -> None:
-    if not len(labels):
-        return
-    for name, metric in metrics.items():
-        if name == "nll":
-            metric.update(F.cross_entropy(scores, labels, reduction="none"))
-        else:
-            metric.update(scores.softmax(dim=-1) if name == "ece" else scores, labels)

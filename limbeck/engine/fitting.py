@@ -162,7 +162,8 @@ def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
         if isinstance(distiller.teacher, FrozenTeacher):
             distiller.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seed_everything(run.seed, run.number)
-    data = DataInfo(run.train.samples, run.train.labels, run.train.classes, batches=run.train.plain)
+    train = run.train
+    data = DataInfo(train.samples, train.labels, train.classes, batches=train.plain, task=train.task)
     try:
         yield distiller.setup(run.train.example(EXAMPLE).to(device), data).to(device)
     finally:

@@ -329,23 +329,35 @@ class Run:
             if config.monitor == "total":
                 progress = torch.full((), place.step / step.total, device=self.device)
                 scores |= evaluate_loss(step.distiller, self.validation, progress, **shared)
-            if config.monitor not in scores:
+            if self._monitored not in scores:
                 known = [k for k, v in scores.items() if isinstance(v, float)]
                 raise ConfigError(
-                    "the validation does not tell this", where="monitor", found=config.monitor, wanted=f"one of {known}"
+                    "the validation does not tell this",
+                    where="monitor",
+                    found=self._monitored,
+                    wanted=f"one of {known}",
                 )
             self._judge(scores)
         self.scores = scores
-        step.judged(scores[config.monitor])
+        step.judged(scores[self._monitored])
         self._say("validation", scores)
         self._logged_at = time.perf_counter()
 
+    @property
+    def _task(self) -> str:
+        return self.train.task if self.validation is None else self.validation.task
+
+    @property
+    def _monitored(self) -> str:
+        """What the stage is judged by."""
+        return self.stage.config.monitored(self._task)
+
     def _judge(self, scores: dict[str, Any]) -> None:
         place, config = self.place, self.stage.config
-        place.validated, value = place.step, scores[config.monitor]
-        sign = -1 if config.lower_is_better else 1
+        place.validated, value = place.step, scores[self._monitored]
+        sign = -1 if config.lower_is_better(self._task) else 1
         if value == value and (place.best is None or sign * value > sign * place.best["value"]):
-            place.best, place.waited = {"metric": config.monitor, "value": value, "step": self.steps}, 0
+            place.best, place.waited = {"metric": self._monitored, "value": value, "step": self.steps}, 0
             self.best = place.best
             self._keep_best(place.best)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss, top_k_accuracy_score
 from torch import nn
 
 from limbeck.core.batch import Batch
@@ -41,6 +41,46 @@ def test_places_that_do_not_count():
     hit = logits[:, :3].argmax(-1) == labels[:, :3]
     assert found["samples"] == 60
     assert found["accuracy"] == pytest.approx(hit.double().mean().item())
+
+
+def many(logits, labels, size):
+    return evaluate(nn.Identity(), as_loader((logits, labels), batch_size=size, task="multilabel"))
+
+
+@pytest.mark.parametrize("size", [61, 10])
+def test_any_number_of_labels_against_scikit_learn(size):
+    logits, labels = torch.randn(61, 5), (torch.rand(61, 5) < 0.3).float()
+    labels[:, 4] = 0  # nobody has it: it takes no part in the mean over classes
+    labels[3:9, 1] = -1  # not known
+    found, chances = many(logits, labels, size), logits.sigmoid().double().numpy()
+    known, wanted = (labels >= 0).numpy(), (labels > 0.5).numpy()
+    by_class = [average_precision_score(wanted[known[:, c], c], chances[known[:, c], c]) for c in range(4)]
+    assert found["map_macro"] == pytest.approx(sum(by_class) / 4, rel=1e-5)
+    assert found["map_micro"] == pytest.approx(average_precision_score(wanted[known], chances[known]), rel=1e-5)
+    said = chances > 0.5
+    f1 = [f1_score(wanted[known[:, c], c], said[known[:, c], c], zero_division=0) for c in range(5)]
+    assert found["f1_micro"] == pytest.approx(f1_score(wanted[known], said[known]), rel=1e-5)
+    assert found["f1_macro"] == pytest.approx(sum(f1[:4]) / 5, rel=1e-5)
+    assert found["hamming"] == pytest.approx((wanted == said)[known].mean(), rel=1e-5)
+    assert found["nll"] == pytest.approx(log_loss(wanted[known], chances[known]), rel=1e-5)
+    assert found["samples"] == 61
+
+
+def test_samples_of_which_nothing_is_known_do_not_count():
+    labels = torch.tensor([[1.0, 0.0], [-1.0, -1.0]])
+    assert many(torch.randn(2, 2), labels, 2)["samples"] == 1
+    with pytest.raises(TensorError, match=r"labels do not belong.*wanted \[2, 3\] floating"):
+        many(torch.randn(2, 3), labels, 2)
+    with pytest.raises(DataError, match="no place has a label"):
+        many(torch.randn(2, 2), -torch.ones(2, 2), 2)
+
+
+def test_numbers_are_judged_by_their_distance():
+    guesses, labels = torch.randn(9, 3), torch.randn(9, 3)
+    found = evaluate(nn.Identity(), as_loader((guesses, labels), batch_size=4, task="regression"))
+    assert found["mse"] == pytest.approx((guesses - labels).square().mean().item())
+    assert found["mae"] == pytest.approx((guesses - labels).abs().mean().item())
+    assert found["samples"] == 9
 
 
 def test_modes_are_put_back():

@@ -59,7 +59,7 @@ def test_both_stages_together_take_the_whole_length(models, length):
     hint, distill = build("hint_then_kd", share=0.3).stages(models[0], FitNets(), models[1], config)
     name = next(iter(length))
     assert getattr(hint.config, name) + getattr(distill.config, name) == length[name]
-    assert (hint.config.monitor, distill.config.monitor) == ("total", "accuracy")
+    assert (hint.config.monitor, distill.config.monitor) == ("total", "auto")
 
 
 def test_one_step_cannot_be_two_stages(models):
