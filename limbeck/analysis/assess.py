@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck.analysis.calibration import Calibration
 from limbeck.analysis.fidelity import Fidelity
 from limbeck.analysis.layers import Ear, Layers
+from limbeck.analysis.multilabel import MultiLabel
 from limbeck.analysis.per_class import PerClass
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError
@@ -21,6 +22,7 @@ from limbeck.core.survey import dry
 from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher, teacher_inputs
 from limbeck.core.trace import Trace
 from limbeck.data.loader import IndexedLoader, Loader
+from limbeck.engine.metrics import Metrics, judged
 from limbeck.models import describe
 
 _MOST_CLASSES = 1000  # above it a table by class is neither read nor cheap
@@ -55,10 +57,14 @@ def assess(
     ``parameters``, ``flops``,            of the student; operations and time of one forward of one sample
     ``latency_ms``
     ``teacher``                           the same of the teacher, or ``None``
-    ``agreement``, ``kl``, ``js``         of student and teacher; absent without a teacher
+    ``agreement``, ``kl``, ``js``         of student and teacher; absent without a teacher, and of regression
     ``cka``                               ``student`` and ``teacher`` name layers, ``matrix[i][j]`` compares the i-th
                                           with the j-th; ``samples`` entered. ``None`` where the teacher is no module
     ====================================  ==============================================================================
+
+    Of multi-label data (``loader.task``) ``map_macro``, ``map_micro``, ``f1_macro``, ``f1_micro`` and ``hamming`` stand
+    in the place of ``accuracy``, ``average_precision`` in that of the accuracy by class, and all else is of yes or no
+    for each class; every prediction is kept for the average precision. Of regression there are ``mse`` and ``mae``.
 
     Args:
         student: The trained model.
@@ -133,8 +139,8 @@ def _walk(
     bins: int,
     said: Tensor | None,
 ) -> dict[str, Any]:
-    scores, fidelity = _Scores(bins, loader), Fidelity()
-    teacher_scores = _Scores(bins, loader)
+    kind: Callable[[int, Loader], Any] = {"multilabel": MultiLabel, "regression": _Errors}.get(loader.task, _Scores)
+    scores, teacher_scores, fidelity = kind(bins, loader), kind(bins, loader), Fidelity(loader.task)
     samples = places = classes = 0
     for batch in loader.batches():
         student = own(batch)
@@ -215,6 +221,22 @@ class _Scores:
             if self.names is not None:
                 facts["per_class"]["names"] = list(self.names)
         return facts
+
+
+class _Errors:
+    """One model's predicted numbers against the true ones."""
+
+    def __init__(self, bins: int, loader: Loader) -> None:
+        self.metrics: Metrics | None = None
+
+    def update(self, logits: Tensor, batch: Batch, labelled: Tensor | None) -> None:
+        if batch.labels is not None:
+            guesses, labels = judged(logits, batch, "regression")
+            self.metrics = self.metrics or Metrics("regression", guesses.shape[-1], guesses.device, 1)
+            self.metrics.update(guesses, labels)
+
+    def compute(self) -> dict[str, Any]:
+        return {} if self.metrics is None else self.metrics.compute()
 
 
 def _cost(model: nn.Module, inputs: Any, latency: bool) -> dict[str, Any]:

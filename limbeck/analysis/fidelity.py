@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional import kl_divergence
 
+from limbeck.core.divergences import binary_kl_rows
 from limbeck.core.errors import DataError
 from limbeck.core.reduction import check_logits, widen
+from limbeck.engine.metrics import as_choices
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -80,8 +82,53 @@ def js(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return 0.5 * (kl_divergence(teacher, middle, log_prob=True) + kl_divergence(student, middle, log_prob=True))
 
 
+def binary_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""Share of decisions, one for each sample and class of multi-label data, on which both agree.
+
+    .. math:: \frac 1 {n C} \sum_{i,c} [z_{s,i,c} > 0 \Leftrightarrow z_{t,i,c} > 0]
+
+    >>> binary_agreement(torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]]))
+    tensor(0.5000)
+    """
+    check_logits(student_logits, teacher_logits)
+    return ((student_logits > 0) == (teacher_logits > 0)).float().mean()
+
+
+def binary_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""Mean divergence of the student's yes-or-no predictions from the teacher's, in nats, summed over classes.
+
+    .. math:: \frac 1 n \sum_{i,c} \mathrm{KL}(\mathrm{Bernoulli}(p_{t,i,c}) \,\|\, \mathrm{Bernoulli}(p_{s,i,c}))
+
+    >>> binary_kl(torch.zeros(1, 2), torch.tensor([[1.0, -2.0]]))
+    tensor(0.4388)
+    """
+    check_logits(student_logits, teacher_logits)
+    return binary_kl_rows(teacher_logits, student_logits).mean()
+
+
+def binary_js(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    r"""Mean Jensen-Shannon divergence of yes-or-no predictions, in nats, summed over classes.
+
+    >>> round(float(binary_js(torch.tensor([[99.0]]), torch.tensor([[-99.0]]))), 4)  # ln 2
+    0.6931
+    """
+    check_logits(student_logits, teacher_logits)
+    return js(as_choices(student_logits), as_choices(teacher_logits)) * student_logits.shape[-1]
+
+
+#: What is told of each task; predictions that are numbers are held against the labels alone.
+_FIGURES = {
+    "classification": {"agreement": agreement, "kl": kl, "js": js},
+    "multilabel": {"agreement": binary_agreement, "kl": binary_kl, "js": binary_js},
+    "regression": {},
+}
+
+
 class Fidelity:
     """Agreement, KL and JS over a whole data set, batch by batch.
+
+    Args:
+        task: What the labels mean; multi-label predictions are one yes or no a class.
 
     Example:
         >>> fidelity = Fidelity()
@@ -90,16 +137,16 @@ class Fidelity:
         {'agreement': 1.0, 'kl': 0.0, 'js': 0.0}
     """
 
-    def __init__(self) -> None:
-        self._places = 0
-        self._sums = {"agreement": 0.0, "kl": 0.0, "js": 0.0}
+    def __init__(self, task: str = "classification") -> None:
+        self._places, self._functions = 0, _FIGURES[task]
+        self._sums = dict.fromkeys(self._functions, 0.0)
 
     def update(self, student_logits: Tensor, teacher_logits: Tensor) -> None:
         """Add places ``[n, C]``; none is allowed."""
         count = student_logits.shape[0]
         if count:
             self._places += count
-            for name, function in (("agreement", agreement), ("kl", kl), ("js", js)):
+            for name, function in self._functions.items():
                 # A divergence is never negative; its rounding error can be.
                 self._sums[name] += max(float(function(student_logits, teacher_logits)), 0.0) * count
 

@@ -60,6 +60,8 @@ class Metrics:
                 if name == "nll":
                     losses = F.binary_cross_entropy_with_logits(scores, labels.clamp(min=0), reduction="none")
                     metric.update(losses[known])
+                elif name == "ece":
+                    metric.update(as_choices(scores[known]).softmax(dim=-1), (labels[known] > 0.5).long())
                 else:
                     metric.update(scores.sigmoid(), torch.where(known, (labels > 0.5).long(), -1))
             elif name == "nll":
@@ -85,6 +87,11 @@ class Metrics:
 def _present(precisions: Tensor) -> Tensor:
     """NaN for classes without a sample: a ranking that has one to find never scores 0."""
     return precisions.masked_fill(precisions == 0, torch.nan)
+
+
+def as_choices(logits: Tensor) -> Tensor:
+    """Logits of yes as logits of a choice between no and yes, ``[*, 2]``."""
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
 
 
 def judged(logits: Tensor, batch: Batch, task: str) -> tuple[Tensor, Tensor]:
@@ -140,7 +147,7 @@ def _classification(classes: int, known: dict[str, Any]) -> dict[str, Metric]:
 def _multilabel(classes: int, known: dict[str, Any]) -> dict[str, Metric]:
     from torchmetrics import MeanMetric
     from torchmetrics.classification import (
-        BinaryCalibrationError,
+        MulticlassCalibrationError,
         MultilabelAccuracy,
         MultilabelAveragePrecision,
         MultilabelF1Score,
@@ -154,7 +161,7 @@ def _multilabel(classes: int, known: dict[str, Any]) -> dict[str, Metric]:
         "f1_micro": MultilabelF1Score(classes, average="micro", **plain),
         "hamming": MultilabelAccuracy(classes, average="micro", **plain),
         "nll": MeanMetric(nan_strategy="disable", **known),
-        "ece": BinaryCalibrationError(n_bins=BINS, norm="l1", **plain),
+        "ece": MulticlassCalibrationError(2, n_bins=BINS, norm="l1", validate_args=False, **known),
     }
 
 

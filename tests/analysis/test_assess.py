@@ -12,7 +12,8 @@ from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError, TapError
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.core.trace import Trace
-from limbeck.data import ResidentLoader
+from limbeck.data import ResidentLoader, as_loader
+from limbeck.engine import evaluate
 from limbeck.models import create
 
 
@@ -212,3 +213,40 @@ def test_mistakes_are_named(loader, inputs):
         assess(Conv(3), Conv(4), loader, taps=("tow",))
     with pytest.raises(DataError, match="labels do not belong"):
         assess(Conv(3), None, ResidentLoader(inputs, torch.zeros(90, 2).long(), batch_size=30))
+
+
+def test_any_number_of_labels():
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(60, 5), (torch.rand(60, 3) < 0.4).float()
+    labels[:7, 1] = -1
+    loader = as_loader((inputs, labels), batch_size=17, task="multilabel")
+    student, teacher = nn.Linear(5, 3), nn.Linear(5, 3)
+    facts = assess(student, teacher, loader, latency=False)
+    judged = evaluate(student, loader)
+    for name in ("map_macro", "map_micro", "f1_macro", "f1_micro", "hamming", "nll", "ece"):
+        assert facts[name] == pytest.approx(judged[name], rel=1e-4), name
+    assert "accuracy" not in facts
+    own, other, known = student(inputs), teacher(inputs), labels >= 0
+    p, q, y = own.sigmoid().double(), other.sigmoid().double(), labels.double()
+    assert facts["brier"] == pytest.approx(2 * (p - y)[known].square().mean().item(), rel=1e-5)
+    assert facts["agreement"] == pytest.approx(((p > 0.5) == (q > 0.5)).double().mean().item())
+    kl = q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+    assert facts["kl"] == pytest.approx(kl.sum(1).mean().item(), rel=1e-4)
+    entropy = lambda x: -x * x.log() - (1 - x) * (1 - x).log()  # noqa: E731
+    js = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+    assert facts["js"] == pytest.approx(js.sum(1).mean().item(), rel=1e-3)
+    by_class = facts["per_class"]
+    assert by_class["support"] == [int((labels[:, c] > 0.5).sum()) for c in range(3)]
+    assert sum(by_class["average_precision"]) / 3 == pytest.approx(facts["map_macro"], rel=1e-5)
+    assert sum(facts["reliability"]["count"]) == int(known.sum())
+    assert facts["teacher"]["map_macro"] == pytest.approx(evaluate(teacher, loader)["map_macro"])
+
+
+def test_numbers():
+    inputs, labels = torch.randn(30, 4), torch.randn(30, 2)
+    loader = as_loader((inputs, labels), batch_size=11, task="regression")
+    student = nn.Linear(4, 2)
+    facts = assess(student, nn.Linear(4, 2), loader, latency=False)
+    assert facts["mse"] == pytest.approx((student(inputs) - labels).square().mean().item())
+    assert facts["teacher"]["mae"] > 0
+    assert not {"accuracy", "kl", "agreement"} & facts.keys()
