@@ -155,48 +155,62 @@ class GroupedLinear(nn.Module):
 
 
 class CrossAttentionProjector(nn.Module):
-    r"""Queries for every place of the teacher's ask a student's map: its channels and resolution become the teacher's.
+    r"""Queries for every place of the teacher ask a student's map: its channels and resolution become the teacher's.
 
     .. math:: y = \mathrm{LN}\big(W_o\, \mathrm{softmax}(s\, Q K^\top / \sqrt{d_h})\, V\big), \quad
         \mathrm{out} = y + W_2 \mathrm{ReLU}(W_1 y), \quad
         Q = W_q \mathrm{ReLU}(W_p q),\ K, V = W_{k, v}(\mathrm{ReLU}(\mathrm{BN}(\mathrm{conv}_3(F))) + \mathrm{pos})
 
+    Two biases of the paper's code are left out, which batch normalisation and softmax take out again.
+
     Source: ScaleKD, arXiv 2411.06786.
 
     Args:
-        feature: A student's map ``[B, C, H, W]``: an example.
-        width: The teacher's channels, D.
-        places: How many queries are learned; ``None``: they are given at every call.
+        student_feature: ``[B, C, H, W]``: an example.
+        teacher_feature: ``[B, D, H', W']``: what it becomes.
+        learned: The queries are learned; else they come with every call, ``[B, D, H', W']``.
         heads: Of the attention, or as many of them as divide the width.
         sharpness: s, on top of the usual scale.
+        bias: Of the last layer; of no use where a loss takes out the mean over places.
 
-    >>> layer = CrossAttentionProjector(torch.zeros(1, 8, 4, 4), 16, places=9)
+    >>> layer = CrossAttentionProjector(torch.zeros(1, 8, 4, 4), torch.zeros(1, 16, 3, 3))
     >>> layer(torch.zeros(2, 8, 4, 4)).shape
-    torch.Size([2, 9, 16])
+    torch.Size([2, 16, 3, 3])
     """
 
     def __init__(
-        self, feature: Tensor, width: int, places: int | None = None, *, heads: int = 8, sharpness: float = 5.0
+        self,
+        student_feature: Tensor,
+        teacher_feature: Tensor,
+        *,
+        learned: bool = True,
+        heads: int = 8,
+        sharpness: float = 5.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        channels, self.size = feature.shape[1], (feature.shape[2], feature.shape[3])
+        channels, width = student_feature.shape[1], teacher_feature.shape[1]
+        self.size, self.goal = _size(student_feature), _size(teacher_feature)
         self.heads, self.sharpness = math.gcd(heads, width), sharpness
         self.encode = nn.Sequential(
-            ConvProjector(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()
+            ConvProjector(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels, track_running_stats=False),  # a helper is only used in training
+            nn.ReLU(),
         )
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, channels, *self.size), std=0.02))
-        self.queries = None if places is None else nn.Parameter(torch.randn(places, width))
+        self.queries = nn.Parameter(torch.randn(math.prod(self.goal), width)) if learned else None
         self.ask = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.key, self.value = nn.Linear(channels, width), nn.Linear(channels, width)
+        self.key, self.value = nn.Linear(channels, width, bias=False), nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width, bias=bias))
+        self.to(student_feature.device)
 
     def forward(self, feature: Tensor, queries: Tensor | None = None) -> Tensor:
         _check(feature, 4, 1, self.position.shape[1])
         _check_size(feature, self.size)
         x = (self.encode(feature) + self.position).flatten(2).transpose(1, 2)
-        asked = self.queries if queries is None else queries.to(x.dtype)
+        asked = self.queries if queries is None else queries.to(x.dtype).flatten(2).transpose(1, 2)
         assert asked is not None, "a projector without queries of its own is given some"
         q, k, v = (
             t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
@@ -205,7 +219,11 @@ class CrossAttentionProjector(nn.Module):
         q = q.expand(len(x), *q.shape[-3:])
         y = F.scaled_dot_product_attention(q, k, v, scale=self.sharpness * q.shape[-1] ** -0.5)
         y = self.norm(self.out(y.transpose(1, 2).flatten(2)))
-        return y + self.feed(y)
+        return (y + self.feed(y)).transpose(1, 2).unflatten(2, self.goal)
+
+
+def _size(feature: Tensor) -> tuple[int, int]:
+    return feature.shape[2], feature.shape[3]
 
 
 def _check_size(feature: Tensor, size: tuple[int, int]) -> None:

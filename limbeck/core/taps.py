@@ -142,10 +142,11 @@ class Listener:
         self._check_gradients(values)
         taps = {}
         for tap, spots in self.spots.items():
-            if isinstance(spots, Spot) and spots.held:
-                taps[tap] = self._held(spots)
-                continue
             several = spots if isinstance(spots, list) else [spots]
+            if several[0].held:
+                held = [self._held(spot) for spot in several]
+                taps[tap] = held if isinstance(spots, list) else held[0]
+                continue
             for spot in several:
                 if spot not in values:
                     raise TapError(

@@ -56,6 +56,22 @@ def test_what_holds_no_such_thing_is_named(tap: str) -> None:
     assert caught.value.where in ("1", tap)
 
 
+def test_a_plural_role_holds_several() -> None:
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(2))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = blocks
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.blocks[1](self.blocks[0](x))
+
+    trace = listen(Net(), torch.randn(2, 4), ["blocks@module", "blocks:-1@module"])
+    assert trace["blocks@module"] == list(blocks)
+    assert trace["blocks:-1@module"] is blocks[1]
+
+
 def test_a_trace_with_a_module_can_be_mapped() -> None:
     trace = listen(model(), torch.randn(2, 4), ["2@module", "penultimate"])
     twice = trace.map(lambda t: 2 * t)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import TensorError
-from limbeck.core.projectors import projector
+from limbeck.core.projectors import CrossAttentionProjector, GroupedLinear, projector
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,33 @@ def test_features_of_different_kinds_have_no_projector(student: tuple[int, ...],
 def test_what_does_not_fit_is_named(feature: Tensor, message: str) -> None:
     with pytest.raises(TensorError, match=f"student_feature: .*{message}|student_feature: {message}"):
         projector(torch.zeros(2, 4), torch.zeros(2, 9))(feature)
+
+
+def test_a_grouped_layer_is_a_linear_layer_for_each_window() -> None:
+    feature = torch.randn(2, 3, 7, 6)
+    layer = GroupedLinear(3, 5, (7, 6), window=4)
+    wanted = torch.empty(2, 5, 7, 6)
+    for group, (top, left) in enumerate([(0, 0), (0, 4), (4, 0), (4, 4)]):
+        window = feature[:, :, top : top + 4, left : left + 4].movedim(1, -1)
+        made = window @ layer.weight[group] + layer.bias[group, 0]
+        wanted[:, :, top : top + 4, left : left + 4] = made.movedim(-1, 1)
+    torch.testing.assert_close(layer(feature), wanted)
+    one = GroupedLinear(3, 5, (7, 6), window=7)
+    torch.testing.assert_close(
+        one(feature), torch.einsum("bchw,cd->bdhw", feature, one.weight[0]) + one.bias[0, 0][:, None, None]
+    )
+    assert sum(p.numel() for p in layer.parameters()) == 4 * sum(p.numel() for p in one.parameters())
+    with pytest.raises(TensorError, match="resolution"):
+        layer(torch.zeros(1, 3, 6, 6))
+
+
+def test_a_cross_attention_projector_asks_for_the_teachers_places() -> None:
+    student, teacher = torch.randn(2, 6, 5, 4), torch.zeros(2, 12, 3, 2)
+    own, given = CrossAttentionProjector(student, teacher), CrossAttentionProjector(student, teacher, learned=False)
+    assert own.heads == 4
+    assert own(student).shape == given(student, teacher).shape == (2, 12, 3, 2)
+    assert given.queries is None
+    moved = own(student.roll(1, 2))  # the positions are learned, so a moved map is another map
+    assert not torch.allclose(moved, own(student), atol=1e-3)
+    with pytest.raises(TensorError, match="width"):
+        own(torch.zeros(2, 5, 5, 4))
