@@ -52,6 +52,19 @@ def class_maps(feature: Tensor, weight: Tensor, bias: Tensor | None = None, name
     return maps + widen(bias).reshape(-1, 1, 1)
 
 
+def check_class_maps(student_maps: Tensor, teacher_maps: Tensor) -> None:
+    """Refuse what are not two ``[B, C, H, W]`` of the same samples and classes; the sizes may differ."""
+    check_floating(student_maps, "student_maps", least=4)
+    check_floating(teacher_maps, "teacher_maps", least=4)
+    if student_maps.ndim != 4 or teacher_maps.ndim != 4 or student_maps.shape[:2] != teacher_maps.shape[:2]:
+        raise TensorError(
+            "not the maps of the same samples and classes",
+            where="teacher_maps",
+            found=f"{list(teacher_maps.shape)} beside {list(student_maps.shape)}",
+            wanted="two [B, C, H, W] that differ in size alone",
+        )
+
+
 def check_pooled(feature: Tensor, penultimate: Tensor, where: str) -> None:
     """Refuse a map whose mean is not what enters the classifier: its class activation maps would mean nothing.
 

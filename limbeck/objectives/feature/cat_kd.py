@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.batch import Batch
-from limbeck.core.cam import check_pooled, class_maps
+from limbeck.core.cam import check_class_maps, check_pooled, class_maps
 from limbeck.core.catalogue import Card, register
-from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.errors import ConfigError
 from limbeck.core.objective import Contract, DataInfo, Objective
-from limbeck.core.reduction import Reduction, check_floating, check_positive, reduce, widen
+from limbeck.core.reduction import Reduction, check_positive, reduce, widen
 from limbeck.core.relations import unit
 from limbeck.core.trace import Trace
 
@@ -59,16 +59,8 @@ def cat_kd_loss(
         >>> cat_kd_loss(torch.tensor([[[[2.0, 0.0]]]]), torch.tensor([[[[0.0, 3.0]]]]), resolution=1, normalize=False)
         tensor(0.2500)
     """
-    check_floating(student_maps, "student_maps", least=4)
-    check_floating(teacher_maps, "teacher_maps", least=4)
+    check_class_maps(student_maps, teacher_maps)
     check_positive(resolution, "resolution")
-    if student_maps.ndim != 4 or teacher_maps.ndim != 4 or student_maps.shape[:2] != teacher_maps.shape[:2]:
-        raise TensorError(
-            "not the maps of the same samples and classes",
-            where="teacher_maps",
-            found=f"{list(teacher_maps.shape)} beside {list(student_maps.shape)}",
-            wanted="two [B, C, H, W] that differ in size alone",
-        )
     student, teacher = widen(student_maps), widen(teacher_maps.detach())
     if top is not None:
         if top == 0:
