@@ -21,8 +21,11 @@ from limbeck.data.build import as_loader
 from limbeck.engine.compiling import cannot_compile, compile_step, forget_compiled, should_compile, work
 from limbeck.engine.config import SHARED
 from limbeck.engine.device import deterministic, is_distributed, make_accelerator
+from limbeck.engine.dot import DOT
 from limbeck.engine.freezing import learning, leaves_some_out, reaches, train_mode
+from limbeck.engine.optim import optimizer_class
 from limbeck.engine.run import Run
+from limbeck.engine.snapshot import load_into
 from limbeck.engine.stage import Stage
 from limbeck.engine.state import seed_everything
 from limbeck.engine.step import Step
@@ -97,6 +100,7 @@ def fit(
     validation = None if validation is None else as_loader(validation)
     run = Run(stages, train, validation, accelerator, out, seed, quiet)
     with deterministic(stages[0].config.deterministic), run.open(resume):
+        _carry(run)
         while run.number < len(stages):
             _learn(run)
     run.student.eval()
@@ -130,6 +134,21 @@ def _learn(run: Run) -> None:
                 place.epoch, place.epoch_step = place.epoch + 1, 0
                 run.after_epoch()
         run.finish_stage()
+
+
+def _carry(run: Run) -> None:
+    """Going on between two stages: helpers that the next stage shares with the finished one learn again what they knew.
+
+    Within a process they simply go on; here the finished stage is set up once more, to have somewhere to load them.
+    """
+    found, run.finished = run.finished, None
+    if found is None or run.number == len(run.stages):
+        return
+    before, after = ({id(m) for m in s.distiller.loss.modules()} for s in run.stages[run.number - 1 : run.number + 1])
+    if before & after:
+        with _set_up(run, run.stages[run.number - 1]) as distiller:
+            student = {f"student.{k}": v for k, v in found.tensors("student").items()}
+            load_into(distiller, student | found.tensors("objectives"), found.path)
 
 
 def _take(run: Run, step: Step, parts: list[Batch]) -> None:
@@ -187,7 +206,11 @@ def _below(run: Run, stage: Stage) -> list[str] | None:
 def _compile(run: Run, distiller: Distiller, total: int) -> None:
     """Compile where that pays; a resumed stage does as its checkpoint did."""
     config, device = run.stage.config, run.device.type
-    if run.found is not None:
+    if issubclass(optimizer_class(config.optimizer), DOT):  # compiled graphs are run backward once
+        if config.compile == "on":
+            raise ConfigError("dot runs every graph backward twice", where="compile", remedy="set compile to off")
+        run.compiled = False
+    elif run.found is not None:
         run.compiled = run.found.state["compiled"]
     else:
         operations, modules = 0.0, 1

@@ -98,6 +98,7 @@ class Run:
         self.scores: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None  # of the last stage that was judged
         self.found: Checkpoint | None = None
+        self.finished: Checkpoint | None = None  # of the stage before, where the run goes on between two
         self._scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
         self._best_weights: dict[str, Tensor] | None = None
         self._saved_at, self._logged_at = time.monotonic(), time.perf_counter()
@@ -186,7 +187,7 @@ class Run:
         load_into(self.student, self.found.tensors("student"), self.found.path)
         if state["stage_done"]:
             self.before, self.number = self.steps, self.number + 1
-            self.place, self.found = Place(), None
+            self.place, self.found, self.finished = Place(), None, self.found
 
     def _with_checkpoint(self, error: TrainingError) -> TrainingError:
         """The same error, with where to go on from."""

@@ -1,6 +1,8 @@
-"""FitNets' scheme: hints train the lower part of the student, then the teacher's answers train the whole."""
+"""Two stages: hints train the lower part of the student, or its helpers, then the other terms train the whole."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -18,25 +20,28 @@ from limbeck.schemes.scheme import Scheme, register
 
 @register("hint_then_kd")
 class HintThenKD(Scheme):
-    r"""Two stages: ``hint`` trains the student up to its guided layer, and the regressor; ``distill`` trains it all.
+    r"""Two stages: ``hint`` prepares, ``distill`` trains the whole student. Made for FitNets; others open so, too.
 
-    The hint stage has no labels, and neither model runs further than its tap. Its loss are the ``fitnets`` terms of the
-    loss that is given, without their weight, or else ``FitNets(tap, teacher_tap)``. The regressor is dropped after it.
+    The first stage has no labels. Its loss is what the terms of the loss that is given open with
+    (``Objective.opening``), without their weight: hints, activation boundaries and flow matrices themselves, which the
+    second stage then goes on without; the paraphraser's own loss of factor transfer, which goes on with the trained
+    paraphraser. Where no term opens, ``FitNets(tap, teacher_tap)`` does. The student trains up to the deepest layer
+    that is asked for, and nothing of it where only the teacher is; helpers of terms that do not go on are dropped.
 
-    The second stage has the other terms. Where none of them asks the teacher, the paper's is added,
-    :math:`\lambda H(p_t^\tau, p_s^\tau)` with :math:`\lambda` falling from 4 to 1 (``TeacherDecay``); where there is no
-    other term at all, cross-entropy too. The paper has no factor :math:`\tau^2` there, so the weight of ``KD``, which
-    has it, is divided by it.
+    The second stage has the other terms; where there are none, cross-entropy. Hints of FitNets without a further term
+    that asks the teacher get the paper's own, :math:`\lambda H(p_t^\tau, p_s^\tau)` with :math:`\lambda` falling from 4
+    to 1 (``TeacherDecay``). The paper has no factor :math:`\tau^2` there, so the weight of ``KD``, which has it, is
+    divided by it.
 
-    Both stages together take the epochs or steps of the settings, so that runs with other schemes compare. The hint
+    Both stages together take the epochs or steps of the settings, so that runs with other schemes compare. The first
     stage's validation judges its own loss, since the head has learned nothing yet.
 
     Args:
-        share: Of the training, for the hint stage. The paper trains until the hints stop improving; a quarter is our
+        share: Of the training, for the first stage. FitNets trains until the hints stop improving; a quarter is our
             choice.
-        tap: The student's guided layer.
+        tap: The student's guided layer, where no term of the loss opens.
         teacher_tap: The teacher's hint layer, where it is called otherwise.
-        temperature: :math:`\tau` of the paper's second stage.
+        temperature: :math:`\tau` of FitNets' second stage.
 
     Source: FitNets: Hints for Thin Deep Nets, 2015, arXiv 1412.6550.
 
@@ -71,18 +76,17 @@ class HintThenKD(Scheme):
             raise ConfigError("hints need a teacher", where="teacher", found="none")
         first, second = self._split(config)
         terms = [] if loss is None else list(Terms.of(loss).items())
-        hints = [o for _, o, _ in terms if isinstance(o, FitNets)] or [FitNets(self.tap, self.teacher_tap)]
-        hint = hints[0] if len(hints) == 1 else sum(hints[1:], Terms.of(hints[0]))
-        others = [(n, o, w) for n, o, w in terms if not isinstance(o, FitNets)]
-        rest = (
-            Terms([o for _, o, _ in others], [w for _, _, w in others], [n for n, _, _ in others]) if others else None
-        )
-        if rest is None or not rest.teacher_taps:
-            answers = TeacherDecay() * (1 / self.temperature**2) * KD(self.temperature)
-            rest = (rest if rest is not None else CrossEntropy()) + answers
-        learn_to = hints[0].tap if len(hints) == 1 else None
+        # Asked once: an objective may go on otherwise from then on.
+        openings = [(opening, *term) for term in terms for opening in [term[1].opening()]]
+        hints = [opening for opening, *_ in openings if opening is not None] or [FitNets(self.tap, self.teacher_tap)]
+        others = [term for opening, *term in openings if opening is not term[1]]
+        rest = _sum(others) if others else Terms.of(CrossEntropy())
+        if any(isinstance(hint, FitNets) for hint in hints) and not rest.teacher_taps:
+            rest = rest + TeacherDecay() * (1 / self.temperature**2) * KD(self.temperature)
+        taps = [tap for hint in hints for tap in hint.student_taps]
+        opening = Distiller(student, sum(hints[1:], Terms.of(hints[0])), teacher, logits=logits)
         return [
-            Stage("hint", Distiller(student, hint, teacher, logits=logits), first, learn_to=learn_to),
+            Stage("hint", opening, first, ("*",) if taps else (), learn_to=taps[0] if len(taps) == 1 else None),
             Stage("distill", Distiller(student, rest, teacher, logits=logits), second),
         ]
 
@@ -97,3 +101,9 @@ class HintThenKD(Scheme):
             config.model_copy(update={name: hint, "monitor": "total"}),
             config.model_copy(update={name: whole - hint}),
         )
+
+
+def _sum(terms: list[list[Any]]) -> Terms:
+    """Name, objective and weight of each, as one sum."""
+    names, objectives, weights = (list(column) for column in zip(*terms, strict=True))
+    return Terms(objectives, weights, names)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from limbeck.core.errors import ConfigError
 from limbeck.data import as_loader
 from limbeck.engine import TrainConfig, fit
 from limbeck.models import create
-from limbeck.objectives import CRD, KD, CrossEntropy, FitNets
+from limbeck.objectives import AB, CRD, FSP, FT, KD, CrossEntropy, FitNets
 from limbeck.schemes import build, options, schemes
 
 
@@ -110,3 +113,74 @@ def test_both_stages_train(models, data):
     assert result.steps == 12
     assert [line["stage"] for line in result.history if line["split"] == "validation"] == ["hint"] + ["distill"] * 3
     assert "accuracy" in result.validation
+
+
+@pytest.mark.parametrize(("loss", "tap"), [(AB(), "preactivations"), (FSP(), "stages")], ids=["ab", "fsp"])
+def test_losses_that_are_a_first_stage_leave_the_second_to_the_others(models, data, loss, tap):
+    stages = build("hint_then_kd").stages(models[0], CrossEntropy() + 3.0 * loss, models[1], TrainConfig(epochs=4))
+    hint, distill = stages
+    assert weights(hint, 0.5) == {loss.card.key: 1.0}
+    assert (hint.learn, hint.learn_to) == (("*",), tap)
+    assert weights(distill, 0.5) == {"cross_entropy": 1.0}  # only FitNets' paper asks the teacher there
+    before = {k: v.clone() for k, v in models[0].state_dict().items()}
+    fit([hint], data, quiet=True)
+    changed = {k for k, v in models[0].state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {k for k in before if not k.startswith("linear")}
+
+
+def test_alone_they_leave_the_second_stage_to_the_labels(models):
+    _, distill = build("hint_then_kd").stages(models[0], AB(), models[1], TrainConfig())
+    assert weights(distill, 0.5) == {"cross_entropy": 1.0}
+
+
+def test_hints_of_several_kinds_together(models, data):
+    loss = FitNets() + 2.0 * AB() + CrossEntropy() + 500.0 * FT()
+    hint, distill = build("hint_then_kd").stages(models[0], loss, models[1], TrainConfig(epochs=2))
+    assert weights(hint, 0.5) == {"fitnets": 1.0, "ab": 1.0, "paraphrase": 1.0}
+    assert (hint.learn, hint.learn_to) == (("*",), None)
+    assert weights(distill, 0.5) == {"cross_entropy": 1.0, "ft": 500.0}
+    assert fit([hint, distill], data, quiet=True).steps == 6
+
+
+def factor_transfer(student: torch.nn.Module, teacher: torch.nn.Module) -> tuple[FT, list]:
+    loss = FT()
+    stages = build("hint_then_kd", share=0.5).stages(
+        student, CrossEntropy() + 5.0 * loss, teacher, TrainConfig(epochs=4, lr=0.01, keep=9, checkpoint_every=3)
+    )
+    return loss, stages
+
+
+def test_factor_transfer_goes_on_with_its_paraphraser(models, data):
+    student, teacher = models
+    loss, stages = factor_transfer(student, teacher)
+    hint, _ = stages
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    result = fit([hint], data, data, quiet=True)
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())  # statistics too: nobody asks it
+    losses = [line["total"] for line in result.history if line["split"] == "validation"]
+    assert losses[-1] < losses[0]
+    learned = {k: v.clone() for k, v in loss.paraphraser.state_dict().items()}
+    student.load_state_dict(before)
+    loss, stages = factor_transfer(student, teacher)
+    fit(stages, data, quiet=True)
+    for name, value in loss.paraphraser.state_dict().items():
+        torch.testing.assert_close(value, learned[name], msg=name)
+    assert any(not torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+@pytest.mark.parametrize("at", [6, 9])  # between the stages; within the second
+def test_resume_carries_the_paraphraser_over(models, data, tmp_path: Path, at):
+    student, teacher = models
+    start = {k: v.clone() for k, v in student.state_dict().items()}
+    fit(factor_transfer(student, teacher)[1], data, out=tmp_path, quiet=True)
+    wanted = {k: v.clone() for k, v in student.state_dict().items()}
+    folders = sorted((tmp_path / "checkpoints").glob("step-*"))
+    for folder in folders:
+        if int(folder.name.removeprefix("step-")) > at:
+            shutil.rmtree(folder)
+    assert (tmp_path / "checkpoints" / f"step-{at:08}").is_dir()
+    student.load_state_dict(start)
+    found = fit(factor_transfer(student, teacher)[1], data, out=tmp_path, resume=True, quiet=True)
+    assert found.steps == 12
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, wanted[name]), name

@@ -140,6 +140,10 @@ class FitNets(Objective):
         self.student_taps, self.teacher_taps = (self.tap,), (self.teacher_tap,)
         self.regressor = None
 
+    def opening(self) -> Objective:
+        """All of it belongs into the first stage."""
+        return self
+
     def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
         guided, hint = student[self.tap], teacher[self.teacher_tap]
         for feature, tap in ((guided, self.tap), (hint, self.teacher_tap)):
