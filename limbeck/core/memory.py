@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import TensorError
+from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.hashing import below, draw_bits, key, key_tensor
+from limbeck.core.objective import DataInfo
 from limbeck.core.relations import rows, unit
 
 
@@ -84,3 +87,94 @@ class NegativeSampler(nn.Module):
         # Of the rows outside the class; the run of the class itself is then stepped over.
         position = below(draw_bits(self.keys, counter).squeeze(-1), samples - length)
         return self.order[torch.where(position < begin, position, position + length)]
+
+
+class Banks(nn.Module):
+    """Two embeddings of every sample, the student's and the teacher's, as last seen; and negatives drawn from them.
+
+    Banks and the count of steps are saved with the objective that holds them, and negatives follow from these, so a
+    resumed run goes on exactly. On several ranks each sees all ranks' new embeddings, so the ranks' batches must be of
+    one size.
+
+    Args:
+        samples: How many.
+        dim: Width of the embeddings.
+        labels: ``[samples]`` integer classes, for negatives of other classes only.
+        seed: Of the banks' start and of the draws.
+    """
+
+    student_bank: Tensor
+    teacher_bank: Tensor
+    step: Tensor
+
+    def __init__(self, samples: int, dim: int, labels: Tensor | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.sampler = NegativeSampler(samples, labels, seed)
+        generator = torch.Generator().manual_seed(seed)
+        banks = (torch.rand(2, samples, dim, generator=generator) * 2 - 1) * math.sqrt(3 / dim)
+        for name, value in (("student_bank", banks[0]), ("teacher_bank", banks[1]), ("step", torch.tensor(0))):
+            self.register_buffer(name, value.clone())
+
+    @classmethod
+    def of(cls, data: DataInfo, dim: int, seed: int, where: str) -> Banks:
+        """Banks for a training set.
+
+        Args:
+            where: Who asks, for the error.
+
+        Raises:
+            ConfigError: Its size is not known.
+        """
+        if data.samples is None:
+            raise ConfigError(
+                f"{where}'s memory bank needs to know how many samples there are",
+                where="data.samples",
+                remedy="give DataInfo(samples=...) to setup, or compare within the batch where there is such an option",
+            )
+        return cls(data.samples, dim, data.labels, seed)
+
+    def against(self, index: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Both banks as they are now, the samples' rows, and ``[B, number]`` rows of negatives (at most one a sample).
+
+        Raises:
+            TensorError: An id beyond the banks; told on the CPU, outside of compiled graphs.
+        """
+        if index.device.type == "cpu" and not torch.compiler.is_compiling():
+            outside = index[(index < 0) | (index >= len(self.student_bank))]
+            if len(outside):
+                raise TensorError(
+                    "a sample has no row in the bank",
+                    where="batch.index",
+                    found=int(outside[0]),
+                    wanted=f"0 to {len(self.student_bank) - 1}",
+                )
+        negatives = self.sampler(index, min(number, len(self.student_bank)), self.step)
+        # Copies, since the backward pass reads them when the banks have moved on already. Stacked, since the compiler
+        # drops a plain clone and lets the backward pass read the updated bank.
+        student_bank, teacher_bank = torch.stack([self.student_bank, self.teacher_bank]).unbind()
+        return student_bank, teacher_bank, index, negatives
+
+    def remember(
+        self, student: Tensor, teacher: Tensor, index: Tensor, momentum: float, counts: Tensor | None = None
+    ) -> None:
+        """Move the rows of these samples, of all ranks, towards their new embeddings; a step is over."""
+        if counts is None:
+            index, student, teacher = _everywhere(index, student, teacher)
+        else:
+            index, student, teacher, counts = _everywhere(index, student, teacher, counts)
+        update_bank(self.student_bank, index, student, momentum=momentum, mask=counts)
+        update_bank(self.teacher_bank, index, teacher, momentum=momentum, mask=counts)
+        self.step += 1
+
+
+def _everywhere(*tensors: Tensor) -> list[Tensor]:
+    """Rows of all ranks, so that every rank makes the same changes to its banks."""
+    dist = torch.distributed
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(tensors)
+    gathered = []
+    for tensor in tensors:
+        whole = tensor.new_empty(dist.get_world_size() * tensor.shape[0], *tensor.shape[1:])
+        dist.all_gather_into_tensor(whole, tensor.contiguous())
+        gathered.append(whole)
+    return gathered

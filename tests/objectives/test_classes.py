@@ -213,13 +213,13 @@ class TestCRD:
     def test_bank_moves_in_training_only(self) -> None:
         loss = CRD(negatives=32)
         distiller = make(loss)
-        before = loss.student_bank.clone()
+        before = loss.banks.student_bank.clone()
         distiller.eval()(make_batch(8))
-        assert torch.equal(loss.student_bank, before)
+        assert torch.equal(loss.banks.student_bank, before)
         distiller.train()(make_batch(8))
-        moved = (loss.student_bank != before).any(1).nonzero().flatten()
+        moved = (loss.banks.student_bank != before).any(1).nonzero().flatten()
         assert moved.tolist() == list(range(8, 16))
-        assert loss.step == 1
+        assert loss.banks.step == 1
 
     def test_teacher_projector_learns_and_teacher_does_not(self) -> None:
         loss = CRD(negatives=32)
@@ -242,7 +242,7 @@ class TestCRD:
 
     def test_needs_ids_and_their_number(self) -> None:
         batch = make_batch()
-        with pytest.raises(ConfigError, match=r"data\.samples.*memory='batch'"):
+        with pytest.raises(ConfigError, match=r"data\.samples.*within the batch"):
             Distiller(Net(4), CRD(), Net(6)).setup(batch)
         distiller = make(CRD(negatives=8))
         with pytest.raises(LimbeckError, match=r"batch\.index"):
@@ -272,7 +272,7 @@ class TestCRD:
         make(loss)(make_batch(8))
         for rank in range(2):
             bank = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-            torch.testing.assert_close(bank, loss.student_bank)
+            torch.testing.assert_close(bank, loss.banks.student_bank)
 
 
 RANK = """
@@ -286,6 +286,6 @@ loss = CRD(negatives=32)
 distiller, batch = make(loss), make_batch(8)
 half = slice(4 * rank, 4 * rank + 4)
 distiller(Batch(batch.inputs[half], labels=batch.labels[half], index=batch.index[half]))
-torch.save(loss.student_bank, f"{folder}/{rank}.pt")
+torch.save(loss.banks.student_bank, f"{folder}/{rank}.pt")
 torch.distributed.destroy_process_group()
 """
