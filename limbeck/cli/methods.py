@@ -78,6 +78,7 @@ def show(
         print_text(f"Authors' code: {facts['code']}")
     print_text(f"\n{facts['use']}\n\n  L = {facts['equation']}\n" if facts["equation"] else f"\n{facts['use']}\n")
     needs = f"; needs {', '.join(facts['needs'])}" if facts["needs"] else ""
+    needs += f"; the student has the head {facts['head']}" if facts["head"] else ""
     print_text(f"Transfers: {facts['knowledge']}; for {', '.join(facts['tasks'])}; scheme {facts['scheme']}{needs}")
     note = f": {facts['evidence_note']}" if facts["evidence_note"] else ""
     print_text(f"Evidence: {facts['evidence']}{note}")

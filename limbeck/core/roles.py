@@ -127,6 +127,7 @@ def _of_head(tap: str, places: dict[str, Place]) -> str:
         parts = [
             f"head.{n[len(p.name) + 1 :]}" for p in places.values() if p.head for n in places if _inside(n, p.name)
         ]
+        parts = [part for part in parts if part.count(".") == 1]
         raise TapError(
             "this model has no head with such a part",
             where=tap,

@@ -19,7 +19,7 @@ from limbeck.data.order import epoch_order
 from limbeck.data.sources.load import load_source
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
-from limbeck.models import load_model, load_weights
+from limbeck.models.load import load_model, with_head
 from limbeck.recipes.schema import Data, Model, Recipe, Term
 
 if TYPE_CHECKING:
@@ -96,8 +96,25 @@ class Sizes:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def model_of(spec: Model, sizes: Sizes, seed: int, *, weights: bool = True) -> nn.Module:
-    """A recipe's model, its random start drawn from a seed; nothing else is drawn from anywhere."""
+def model_of(
+    spec: Model,
+    sizes: Sizes,
+    seed: int,
+    *,
+    weights: bool = True,
+    example: Batch | None = None,
+    teacher: nn.Module | None = None,
+) -> nn.Module:
+    """A recipe's model, its random start drawn from a seed; nothing else is drawn from anywhere.
+
+    Args:
+        spec: Which.
+        sizes: What it is built for.
+        seed: Of its start.
+        weights: Read its weights and put its head on.
+        example: Tells which layer the head replaces.
+        teacher: Whose classifier the head may reuse.
+    """
     for name in _BESIDE & spec.options.keys():
         raise ModelError("this is said beside the options, not in them", where=f"options.{name}")
     with torch.random.fork_rng(devices=[]):
@@ -105,8 +122,9 @@ def model_of(spec: Model, sizes: Sizes, seed: int, *, weights: bool = True) -> n
         model = load_model(
             spec.model, auto=spec.auto, pretrained=spec.pretrained, **{**sizes.options(), **spec.options}
         )
-    if weights and spec.weights is not None:
-        load_weights(model, spec.weights)
+        if weights:
+            head = None if spec.head is None else spec.head.written()
+            with_head(model, head, spec.weights, example=example, teacher=teacher)
     return model
 
 

@@ -27,11 +27,13 @@ from limbeck.data.normalise import normalisation
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import StreamSplit
 from limbeck.models import load_weights, zoo
+from limbeck.models.heads import check_head
+from limbeck.models.load import with_head
 from limbeck.recipes.build import Sizes, fewer, model_of, scheme_stages, source_of
 from limbeck.recipes.document import Document
 from limbeck.recipes.load import read
 from limbeck.recipes.problem import Key, Problem, RecipeError, dotted
-from limbeck.recipes.schema import Data, Model, Named, Recipe, TeacherModel, Term
+from limbeck.recipes.schema import Data, Model, Named, Recipe, TeacherModel, Term, usual_head
 from limbeck.recipes.validate import problems_of, sections
 
 T = TypeVar("T")
@@ -53,7 +55,7 @@ def check(recipe: str | os.PathLike[str] | Recipe, overrides: Sequence[str] = ()
     >>> for problem in check("digits", ["train.epochs=-1", "loss=fitnet"]):
     ...     print(problem)
     train.epochs: this cannot be; found -1; wanted greater than or equal to 1
-    loss.fitnet: no such method; found 'fitnet'; did you mean 'fitnets'?
+    loss.fitnet: no such method; found 'fitnet'; did you mean 'fitnets'...
     """
     try:
         document = Document(recipe.written(), recipe.name) if isinstance(recipe, Recipe) else read(recipe, overrides)
@@ -83,6 +85,12 @@ class _Check:
         student = self.model(("student",), sizes) if "student" in self.usable else None
         teacher = self.teacher(sizes) if self.usable.get("teacher") is not None else None
         terms = self.loss(self.usable["loss"]) if "loss" in self.usable else {}
+        if teacher is not None:
+            teacher = self.head(("teacher",), teacher, self.usable["teacher"].head, None)
+        if student is not None:
+            own, loss = self.usable["student"].head, self.usable.get("loss", {})
+            wanted = own if own is not None else self.attempt(("student", "head"), lambda: usual_head(loss))
+            student = self.head(("student",), student, wanted, teacher)
         if "scheme" in self.usable:
             self.scheme(self.usable["scheme"])
         if self.batch is not None:
@@ -169,6 +177,9 @@ class _Check:
         """Build a model, and see whether its weights fit."""
         spec: Model = self.usable[str(key[0])]
         model = self.attempt((*key, "model"), lambda: model_of(spec, sizes, 0, weights=False))
+        head = None if spec.head is None else spec.head.written()
+        if head is not None and (model is None or self.batch is None):  # else it is put on the model in a moment
+            self.attempt((*key, "head"), lambda: check_head(head))
         if spec.weights is None:
             return model
         where = (*key, "weights")
@@ -183,7 +194,28 @@ class _Check:
         if model is None or self.batch is None:
             return None
         built, weights = model, spec.weights
+        if head is not None:  # they may be of the model with its head
+            return model
         return model if self.attempt(where, lambda: load_weights(built, weights)) is not None else None
+
+    def head(self, key: Key, model: nn.Module | None, head: Named | None, judge: nn.Module | None) -> nn.Module | None:
+        """Put a model's head on, and read weights that may be of both together."""
+        spec: Model = self.usable[str(key[0])]
+        if model is None or head is None or self.batch is None:
+            return model
+        weights = None if spec.head is None else spec.weights
+        built, batch, written = model, self.batch, head.written()
+
+        def put() -> bool:
+            try:
+                with_head(built, written, weights, example=batch, teacher=judge)
+            except LimbeckError:
+                raise
+            except Exception:  # a model that does not take these data is told of by the dry run
+                return True
+            return True
+
+        return model if self.attempt((*key, "head"), put) else None
 
     def teacher(self, sizes: Sizes) -> nn.Module | None:
         """The teacher's model, and where its knowledge comes from."""

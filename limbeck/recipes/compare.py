@@ -71,7 +71,7 @@ def compare(
     that was interrupted. ``out/compare.json`` is written anew after each.
 
     Args:
-        recipe: What every run does; its own loss and scheme are replaced.
+        recipe: What every run does; its own loss, scheme and student's head are replaced.
         methods: Keys of the catalogue, with options where wanted: ``"kd"``, ``"kd:temperature=2,weight=0.5"``. Each
             trains with the companions and weights its card calls usual.
         seeds: How many, counted from the recipe's own, or which.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import limbeck.objectives  # noqa: F401  registers the methods
@@ -19,6 +20,7 @@ from limbeck.data.build import as_loader
 from limbeck.data.sources.load import load_source
 from limbeck.data.sources.source import DataSource
 from limbeck.engine.config import TrainConfig
+from limbeck.models.heads import fit_head
 from limbeck.models.student import describe_inputs, save_student
 from limbeck.recipes.build import loss_of, scheme_stages
 from limbeck.recipes.run import device_of
@@ -71,7 +73,8 @@ def distill(
 
     Args:
         teacher: A module, or anything that answers like a ``Teacher``; ``None`` for methods that learn from labels.
-        student: The module to train, in place.
+        student: The module to train, in place. A method that wants another last layer (see
+            :func:`limbeck.models.put_head`) puts it on.
         data: ``(inputs, labels)`` tensors, a Dataset, a DataLoader, a loader of ``limbeck.data``; or a source or its
             name (``"digits"``, a folder), whose validation split is then used too.
         method: A method's name, for the sum that its card calls usual (``limbeck show kd``), or a loss of your own:
@@ -114,6 +117,9 @@ def distill(
     from limbeck.engine import fit
 
     judge = None if teacher is None else as_teacher(teacher, teacher_logits)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fit_head(student, loss, example=loader.example(2), teacher=judge)
     with _as_it_was(judge):
         stages = scheme_stages(scheme, scheme_options or {}, student, judge, loss, settings, logits)
         fitted = fit(

@@ -13,7 +13,7 @@ from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.models.describe import flops
 from limbeck.recipes.build import Sizes, fewer, model_of, source_of, train_loader
 from limbeck.recipes.document import parse_value
-from limbeck.recipes.schema import Named, Recipe, Term, usual_terms
+from limbeck.recipes.schema import Named, Recipe, Term, usual_head, usual_terms
 
 #: Controls by name: what people call them, whose usual loss they train with, and what they hold against a method.
 CONTROLS: dict[str, tuple[str, str, str]] = {
@@ -39,6 +39,7 @@ class Entry:
         key: The method it trains with.
         loss: Its terms.
         scheme: Who teaches whom.
+        head: What its student has in the place of the last linear layer.
         about: What a control is.
         rival: Its teacher is a random one, not the recipe's.
         steps: So many steps, where that differs from the recipe's.
@@ -51,6 +52,7 @@ class Entry:
     key: str
     loss: dict[str, Term]
     scheme: str = "offline"
+    head: Named | None = None
     about: str = ""
     rival: bool = False
     steps: int | None = field(default=None, compare=False)
@@ -70,6 +72,10 @@ class Entry:
         """The recipe of one of its runs."""
         scheme = base.scheme if base.scheme.name == self.scheme else Named(name=self.scheme)
         changes: dict[str, Any] = {"name": f"{self.slug}-seed{seed}", "loss": self.loss, "scheme": scheme, "seed": seed}
+        head, own = self.head, base.student.head
+        if head is not None and own is not None and own.name == head.name:
+            head = Named(name=head.name, options={**own.options, **head.options})
+        changes["student"] = base.student.model_copy(update={"head": head})
         if self.rival and base.teacher is not None:
             spec = base.teacher
             ready = spec.model.startswith(("hf:", "timm:", "torchvision:")) or Path(spec.model).is_dir()
@@ -83,7 +89,8 @@ class Entry:
         """For ``compare.json``."""
         loss = {name: term.model_dump(mode="json", exclude_none=True) for name, term in self.loss.items()}
         plain = {"entry": self.entry, "name": self.name, "role": self.role, "key": self.key, "about": self.about}
-        return {**plain, "loss": loss, "scheme": self.scheme}
+        head = {} if self.head is None else {"head": self.head.written()}
+        return {**plain, "loss": loss, "scheme": self.scheme, **head}
 
 
 def split_methods(text: str) -> list[str]:
@@ -125,7 +132,7 @@ def method(text: str) -> Entry:
     loss = {name: Term(**term) for name, term in terms.items()}
     role = "control" if card.knowledge == "control" else "method"
     name = card.name if not rest else f"{card.name} ({rest})"
-    return Entry(text.strip(), name, role, key, loss, card.scheme)
+    return Entry(text.strip(), name, role, key, loss, card.scheme, usual_head(loss))
 
 
 def control(name: str) -> Entry:

@@ -15,6 +15,7 @@ from limbeck.core.files import write_json, write_text
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
 from limbeck.engine.config import FREE, TrainConfig
+from limbeck.models.heads import settle_head
 from limbeck.models.student import describe_inputs, save_student
 from limbeck.recipes.answers import answers
 from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, source_of, stages_of, train_loader
@@ -67,7 +68,7 @@ def run(
     sizes = Sizes.of(loader.example(1), loader.classes)
     beside = Path(teachers) if teachers is not None else out.parent / "teachers"
     teacher = teacher_of(recipe, source, sizes, beside, device=device, main=main, quiet=quiet)
-    student = model_of(recipe.student, sizes, recipe.seed)
+    student = model_of(recipe.student, sizes, recipe.seed, example=loader.example(2).to("cpu"), teacher=teacher)
     validation = None if source.validation is None else check_loader(recipe.data, source.validation, device)
     stages = stages_of(recipe, student, teacher)
     begun = resume and (out / "checkpoints").is_dir()
@@ -75,6 +76,7 @@ def run(
     if not main:
         return {}
     spec, example = recipe.student, loader.example(2)
+    chosen = settle_head(fitted.student, validation.batches()) if validation is not None and source.test else {}
     save_student(
         fitted.student,
         out / "student",
@@ -103,6 +105,8 @@ def run(
         said=said,
     )
     training = {"steps": fitted.steps, "seconds": fitted.seconds, "best": fitted.best}
+    if chosen:
+        training["head"] = chosen
     if fitted.validation is not None:
         training["validation"] = fitted.validation.get(recipe.train.monitor)
     facts = {"name": recipe.name, "seed": recipe.seed, "split": name, "data": source.describe(), "training": training}

@@ -10,6 +10,7 @@ import limbeck.objectives  # noqa: F401  registers the methods
 from limbeck.core import catalogue
 from limbeck.core.schedules import Schedule, parse_schedule
 from limbeck.engine.config import TrainConfig
+from limbeck.models.heads import common_options, one_head
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
 
@@ -58,6 +59,11 @@ _NAMED_SCHEMA = {
     ]
 }
 OneNamed = Annotated[Named, BeforeValidator(_named), WithJsonSchema(_NAMED_SCHEMA)]
+OneNamedOrNone = Annotated[
+    Named | None,
+    BeforeValidator(lambda value: None if value is None else _named(value)),
+    WithJsonSchema({"anyOf": [*_NAMED_SCHEMA["anyOf"], {"type": "null"}], "default": None}),
+]
 
 
 class Data(Section):
@@ -96,6 +102,11 @@ class Model(Section):
     pretrained: bool | None = Field(default=None, description="start from the source's own weights")
     logits: str | None = Field(
         default=None, description="where logits stand in the output: a key, attribute or position"
+    )
+    head: OneNamedOrNone = Field(
+        default=None,
+        description="in the place of the last linear layer: 'subclass', 'dual', 'reused', or {NAME: {option: value}}; "
+        "default what the loss wants, 'linear' for none",
     )
 
 
@@ -174,6 +185,25 @@ def usual_terms(method: str) -> dict[str, Term]:
     return {name: Term.model_validate(_term(value)) for name, value in usual(method).items()}
 
 
+def usual_head(terms: dict[str, Term]) -> Named | None:
+    """The head that a loss wants its student to have, with the options that they have in common.
+
+    Raises:
+        ConfigError: Two methods want different ones.
+
+    >>> usual_head({"lelp": Term(subclasses=4)}).written()
+    {'subclass': {'subclasses': 4}}
+    """
+    wanted = []
+    for name, term in terms.items():
+        method = catalogue.methods().get(term.method or name)
+        if method is not None and method.card.head is not None:
+            head = method.card.head
+            wanted.append((name, {head: common_options(head, {**method.preset, **term.options})}))
+    found = one_head(wanted)
+    return None if found is None else _named(found)
+
+
 def usual_scheme(loss: Any) -> Named:
     """The scheme that goes with a loss where none is said: a bare method's own, else the offline one."""
     known = isinstance(loss, str) and loss in catalogue.methods()
@@ -224,10 +254,21 @@ class Recipe(Section):
             self.teacher = teacher.model_copy(update={"train": TrainConfig(**{**settings, **own})})
         return self
 
+    @model_validator(mode="after")
+    def _head_for_the_loss(self) -> Recipe:
+        """The student's head, where none is said, is what the loss wants."""
+        head = usual_head(self.loss) if self.student.head is None else None
+        if head is not None:
+            self.student = self.student.model_copy(update={"head": head})
+        return self
+
     def written(self) -> dict[str, Any]:
         """As plain values that make the same recipe again, every default written out."""
         plain = self.model_dump(mode="json", exclude_none=True)
         plain["scheme"] = self.scheme.written()
+        for name, model in (("student", self.student), ("teacher", self.teacher)):
+            if model is not None and model.head is not None:
+                plain[name]["head"] = model.head.written()
         plain["loss"] = {
             name: (term["weight"] if set(term) == {"weight"} and not isinstance(term["weight"], dict) else term)
             for name, term in plain["loss"].items()

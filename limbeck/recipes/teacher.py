@@ -101,6 +101,8 @@ def name_of(recipe: Recipe, spec: TeacherModel, sizes: Sizes) -> str:
     """The name of a trained teacher: its model's, and a hash of everything its weights depend on."""
     assert spec.train is not None
     start = spec.model_dump(mode="json", exclude={"train", "weights", "untrained"})
+    if spec.head is None:  # as were names before there were heads
+        start.pop("head")
     identity: dict[str, Any] = {
         "teacher": start,
         "sizes": sizes.options(),

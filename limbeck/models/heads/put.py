@@ -81,7 +81,7 @@ def put_head(model: nn.Module, head: HeadSpec, *, example: Any = None, teacher: 
     found = head_of(model)
     assert found is not None
     if site.places is not None:
-        before, after = site.places["."].outputs, survey(model, inputs)["."].outputs
+        before, after = site.places["."].outputs, survey(model, beside(model, inputs))["."].outputs
         if before != after:
             message = "with this head the model gives something of another shape"
             raise ModelError(message, where="head", found=after, wanted=before)

@@ -14,6 +14,7 @@ from limbeck.core.errors import ConfigError, TapError
 from limbeck.core.objective import Objective
 from limbeck.core.roles import resolve
 from limbeck.core.survey import Place, survey
+from limbeck.models.heads.plan import beside
 from limbeck.models.heads.put import kind_of, put_head
 
 
@@ -71,7 +72,7 @@ def fit_head(model: nn.Module, objectives: Iterable[Objective], *, example: Any,
     head = wanted_head(objectives)
     if head is None:
         return
-    places = survey(model, example.inputs if isinstance(example, Batch) else example)
+    places = survey(model, beside(model, example.inputs if isinstance(example, Batch) else example))
     taps = [t for o in objectives for t in o.student_taps if t.startswith("head.")]
     if not taps or not all(_resolves(tap, places) for tap in taps):
         put_head(model, head, example=example, teacher=teacher)
