@@ -66,3 +66,15 @@ class Fusion(nn.Module):
             x = x * first + y * second
         x = x if x.shape[2:] == size else F.interpolate(x, size, mode="nearest")
         return self.leave(x), x
+
+
+def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
+    """A linear layer, ReLU, a linear layer."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def bottleneck(channels: int, out: int) -> nn.Sequential:
+    """From one map to another: 1x1, 3x3 and 1x1 convolutions with batch normalisation, inside twice as wide as out."""
+    first = ConvProjector(channels, 2 * out, 1, bias=False), BatchNorm(2 * out), nn.ReLU()
+    inner = nn.Conv2d(2 * out, 2 * out, 3, padding=1, bias=False), BatchNorm(2 * out), nn.ReLU()
+    return nn.Sequential(*first, *inner, nn.Conv2d(2 * out, out, 1, bias=False))
