@@ -59,7 +59,7 @@ def cskd_loss(
         ConfigError: The temperature is not above zero, or no such decay.
 
     Source:
-        Zhao, Song and Liang, "Cumulative Spatial Knowledge Distillation for Vision Transformers", 2023, arXiv 2307.08500.
+        Zhao et al., "Cumulative Spatial Knowledge Distillation for Vision Transformers", 2023, arXiv 2307.08500.
 
     Example:
         >>> teacher = torch.tensor([[[[3.0, 0.0]], [[0.0, 1.0]]]])  # two places: the first class, the second class
