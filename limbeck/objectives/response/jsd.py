@@ -84,8 +84,12 @@ def jsd_loss(
         evidence="parity",
         evidence_note="value and gradient of jongwooko/distillm@d47e77f (js_distance, float32) and of "
         "MANGA-UOFA/fdistill@8e2ff7c (both halves of its symmetric divergence, float64); GKD has released no code",
-        choices=("A temperature, with KD's factor T^2, which GKD leaves at 1.",),
+        choices=(
+            "A temperature, with KD's factor T^2, which GKD leaves at 1.",
+            "The labels beside it stand for the training on labels that comes before it in the paper.",
+        ),
         tasks=("classification", "language"),
+        with_labels={"cross_entropy": 1.0},
     ),
     jsd_loss,
 )

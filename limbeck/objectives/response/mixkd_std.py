@@ -75,7 +75,8 @@ def mixkd_std_loss(
         equation=r"-\gamma \sum_c y_c \log q_c + \alpha\, \mathrm{KL}(p \| q), \quad "
         r"p = \mathrm{softmax}(z / \sigma(z))",
         use="For images where the temperature is not to be tuned: mixing smooths what the student learns. Take a "
-        "teacher that was trained without mixup. It holds the labels itself, so nothing is added.",
+        "teacher that was trained without mixup. It holds the labels itself, so nothing is added; the size of the "
+        "student's logits is left open, so calibrate it afterwards.",
         defaults={
             "alpha": "0.9, as in the authors' code",
             "gamma": "0.1, as in the authors' code",

@@ -75,8 +75,12 @@ def reverse_kl_loss(
         defaults={"temperature": "1, as in the papers"},
         evidence="parity",
         evidence_note="value and gradient of jongwooko/distillm@d47e77f (reverse_kl, float32)",
-        choices=("A temperature, with KD's factor T^2, which the papers leave at 1.",),
+        choices=(
+            "A temperature, with KD's factor T^2, which the papers leave at 1.",
+            "The labels beside it stand for the training on labels that comes before it in the paper.",
+        ),
         tasks=("classification", "language"),
+        with_labels={"cross_entropy": 1.0},
     ),
     reverse_kl_loss,
 )

@@ -90,8 +90,10 @@ def skew_kl_loss(
         choices=(
             "The divergence where the authors' code has the cross-entropy: the same gradient, and 0 at equality.",
             "A temperature, with KD's factor T^2, which the paper leaves at 1.",
+            "The labels beside it stand for the training on labels that comes before it in the paper.",
         ),
         tasks=("classification", "language"),
+        with_labels={"cross_entropy": 1.0},
     ),
     skew_kl_loss,
 )

@@ -63,8 +63,12 @@ def total_variation_loss(
         "from a student that was trained with KD.",
         evidence="parity",
         evidence_note="value and gradient of MANGA-UOFA/fdistill@8e2ff7c (calc_tvd_loss)",
-        choices=("No temperature, as in the paper.",),
+        choices=(
+            "No temperature, as in the paper.",
+            "The labels beside it stand for the training on labels that comes before it in the paper.",
+        ),
         tasks=("classification", "language"),
+        with_labels={"cross_entropy": 1.0},
     ),
     total_variation_loss,
 )
