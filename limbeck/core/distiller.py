@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,12 +28,15 @@ class Losses:
         terms: Each term before its weight, detached; a term of several parts stands as ``name/part``.
         weights: Each term's weight now.
         logits: The student's logits, detached, where some term asked for them.
+        apart: The two parts of ``total``, with gradient, where ``Distiller.keeps_apart`` asks for them: ``"task"``, the
+            weighted sum of terms that are controls, and ``"distill"``, that of all others.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     weights: dict[str, Tensor]
     logits: Tensor | None = None
+    apart: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Distiller(nn.Module):
@@ -67,6 +70,7 @@ class Distiller(nn.Module):
     """
 
     turns: tuple[str, ...] = ("student",)
+    keeps_apart: bool = False  # set by who steps with the gradients of task and teacher apart
 
     def __init__(
         self,
@@ -166,6 +170,7 @@ class Distiller(nn.Module):
         total: Tensor | float = 0.0
         terms: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
+        apart: dict[str, Tensor] = {}
         for name, objective, schedule in self.loss.items():
             if batch.mask is not None and not objective.contract.mask:
                 raise ConfigError(
@@ -183,12 +188,16 @@ class Distiller(nn.Module):
             # The weight takes the loss's device; a 0-d CPU tensor would do in eager mode, but not in CUDA graphs.
             first = next(iter(parts.values()))
             weights[name] = schedule(batch.progress).to(first.device)
+            side = "task" if _is_task(objective) else "distill"
             for key, part in parts.items():
-                total = total + weights[name] * part
+                weighted = weights[name] * part
+                total = total + weighted
                 terms[key] = part.detach()
+                if self.keeps_apart:
+                    apart[side] = apart[side] + weighted if side in apart else weighted
         assert isinstance(total, Tensor)
         logits = student.logits.detach() if "logits" in self.loss.student_taps else None
-        return Losses(total, terms, weights, logits)
+        return Losses(total, terms, weights, logits, apart)
 
     def close(self) -> None:
         """Take every hook off the student, so that it can be pickled, exported or distilled again."""
@@ -207,3 +216,9 @@ class Distiller(nn.Module):
         if self.teacher is not None and device is not None:
             self.teacher.to(device)
         return self
+
+
+def _is_task(objective: Objective) -> bool:
+    """Whether a term is the task itself: a control, or, without a card, what asks no teacher."""
+    card = getattr(objective, "card", None)
+    return not objective.teacher_taps if card is None else card.knowledge == "control"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from limbeck.core.errors import ConfigError
+from limbeck.engine.dot import DOT
 from limbeck.engine.metrics import LOWER_IS_BETTER, headline
 from limbeck.engine.optim import check_optimizer, check_schedule, optimizer_class
 
@@ -69,7 +70,9 @@ class TrainConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1, description="optimizer steps, instead of epochs")
 
     optimizer: Annotated[str, AfterValidator(_known)] = Field(
-        default="sgd", description="a class of torch.optim by name, or package.module:Class"
+        default="sgd",
+        description="a class of torch.optim by name, package.module:Class, or dot: SGD with a momentum of its own for "
+        "what comes from the teacher (options momentum, delta)",
     )
     lr: float = Field(default=0.05, gt=0, description="learning rate")
     weight_decay: float = Field(default=5e-4, ge=0, description="weight decay")
@@ -130,7 +133,17 @@ class TrainConfig(BaseModel):
             check_schedule(self.schedule, self.schedule_options)
         except ConfigError as error:
             raise ValueError(str(error)) from None
+        if self.apart and (self.compile == "on" or self.precision == "fp16"):
+            setting = "compile: on" if self.compile == "on" else "precision: fp16"
+            raise ValueError(
+                f"{self.optimizer} takes two gradients of every step apart, which {setting} does not allow"
+            )
         return self
+
+    @property
+    def apart(self) -> bool:
+        """Whether its optimizer wants the gradients of task and teacher apart."""
+        return issubclass(optimizer_class(self.optimizer), DOT)
 
     def monitored(self, task: str) -> str:
         """The number that validation judges by on data of this task.

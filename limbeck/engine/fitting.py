@@ -21,9 +21,7 @@ from limbeck.data.build import as_loader
 from limbeck.engine.compiling import cannot_compile, compile_step, forget_compiled, should_compile, work
 from limbeck.engine.config import SHARED
 from limbeck.engine.device import deterministic, is_distributed, make_accelerator
-from limbeck.engine.dot import DOT
 from limbeck.engine.freezing import learning, leaves_some_out, reaches, train_mode
-from limbeck.engine.optim import optimizer_class
 from limbeck.engine.run import Run
 from limbeck.engine.snapshot import load_into
 from limbeck.engine.stage import Stage
@@ -206,9 +204,7 @@ def _below(run: Run, stage: Stage) -> list[str] | None:
 def _compile(run: Run, distiller: Distiller, total: int) -> None:
     """Compile where that pays; a resumed stage does as its checkpoint did."""
     config, device = run.stage.config, run.device.type
-    if issubclass(optimizer_class(config.optimizer), DOT):  # compiled graphs are run backward once
-        if config.compile == "on":
-            raise ConfigError("dot runs every graph backward twice", where="compile", remedy="set compile to off")
+    if config.apart:  # compiled graphs are run backward once
         run.compiled = False
     elif run.found is not None:
         run.compiled = run.found.state["compiled"]

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.core.schedules import Constant, Cosine, Linear, Schedule, Step, parse_schedule
+from limbeck.engine.dot import DOT
 
 #: What a bare name means: parts of the learning rate over the stage. ``step`` are the CRD benchmark's milestones.
 SCHEDULES: dict[str, Schedule] = {
@@ -33,7 +34,7 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The optimizer of this name: of ``torch.optim``, whatever its case, or ``package.module:Class``.
+    """The optimizer of this name: of ``torch.optim``, whatever its case, ``dot``, or ``package.module:Class``.
 
     Raises:
         ConfigError: There is none, or it cannot be stepped once a batch.
@@ -42,7 +43,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
     'AdamW'
     """
     known = {n.lower(): c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, Optimizer)}
-    known = {n: c for n, c in known.items() if c.__name__ not in _UNFIT}
+    known = {n: c for n, c in known.items() if c.__name__ not in _UNFIT} | {"dot": DOT}
     return _named(name, known, Optimizer, "optimizer")
 
 

@@ -18,6 +18,7 @@ from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError, TrainingError
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.device import is_distributed
+from limbeck.engine.dot import DOT
 from limbeck.engine.ema import Ema
 from limbeck.engine.meter import Meter
 from limbeck.engine.optim import build_optimizer, build_scheduler
@@ -60,6 +61,14 @@ class Step:
         self.whole = config.accumulate == 1 and not self.distributed
         self.names = {id(p): n for n, p in distiller.named_parameters()}
         self.players = {turn: self._player(turn) for turn in dict.fromkeys(distiller.turns)}
+        distiller.keeps_apart = any(isinstance(p.optimizer, DOT) for p in self.players.values())
+        if distiller.keeps_apart and self.distributed:
+            raise ConfigError(
+                "it takes two gradients of every step apart, which several ranks do not allow",
+                where="optimizer",
+                found=config.optimizer,
+                remedy="train in one process, or with sgd",
+            )
         self.ema = Ema(distiller.student, config.ema) if config.ema is not None else None
         self.meter = Meter(
             every=1 if self.device.type == "cpu" else FETCH_EVERY,
@@ -122,7 +131,7 @@ class Step:
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                     with self.accelerator.autocast():
                         losses: Losses = self.model(batch, turn)
-                    self.accelerator.backward(losses.total)
+                    self._backward(losses, self.players[turn])
                 self._note(values, losses, batch)
             self._update(self.players[turn], values, turn, done)
             self.meter.weights = losses.weights
@@ -130,6 +139,23 @@ class Step:
         self.meter.samples += sum(part.size for part in parts)
         if self.ema is not None:
             self.ema.update()
+
+    def _backward(self, losses: Losses, player: Player) -> None:
+        """Add a micro-batch's gradients to those of the step."""
+        if not isinstance(player.optimizer, DOT):
+            self.accelerator.backward(losses.total)
+            return
+        if not losses.apart:
+            raise ConfigError("this scheme does not tell task and teacher apart", where="optimizer", remedy="use sgd")
+        for i, (side, value) in enumerate(losses.apart.items()):
+            more = i + 1 < len(losses.apart)
+            found = torch.autograd.grad(value, player.parameters, retain_graph=more, allow_unused=True)
+            if side == "distill":
+                player.optimizer.add_distill(player.parameters, found)
+                continue
+            for parameter, gradient in zip(player.parameters, found, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _ready(self, batch: Batch, progress: Tensor) -> Batch:
         batch = batch.to(self.device)
@@ -156,7 +182,11 @@ class Step:
             batch.totals = totals
 
     def _update(self, player: Player, values: dict[str, Tensor], turn: str, done: int) -> None:
-        if self.config.clip is not None:
+        if isinstance(player.optimizer, DOT):
+            values["grad_norm"] = get_total_norm(player.optimizer.gradients())
+            if self.config.clip is not None:
+                player.optimizer.scale((self.config.clip / (values["grad_norm"] + 1e-6)).clamp(max=1.0))
+        elif self.config.clip is not None:
             values["grad_norm"] = self.accelerator.clip_grad_norm_(player.parameters, self.config.clip)
         elif self.accelerator.scaler is None:
             values["grad_norm"] = get_total_norm([p.grad for p in player.parameters if p.grad is not None])
