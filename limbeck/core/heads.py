@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from limbeck.core.errors import TensorError
 from limbeck.core.projectors import ConvProjector
+from limbeck.core.relations import channel_dim
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of ``[N, C]`` or ``[B, C, *]`` by the batch's own statistics, in any mode.
+    """Batch normalisation of vectors ``[B, C]``, tokens ``[B, N, C]`` or maps ``[B, C, *]`` by the batch's statistics.
 
-    A head that never runs alone needs no running statistics, so a step leaves no state behind.
+    In any mode: a head that never runs alone needs no running statistics, so a step leaves no state behind.
 
     Args:
         width: ``C``.
@@ -31,14 +32,16 @@ class BatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.numel() <= input.shape[1]:
+        channels = channel_dim(input)
+        if input.numel() <= input.shape[channels]:
             raise TensorError(
                 "a head with batch normalisation needs two samples",
                 where="student_feature",
                 found=list(input.shape),
                 wanted="a batch of 2 or more",
             )
-        return F.batch_norm(input, None, None, self.weight, self.bias, training=True)
+        first = input.movedim(channels, 1)
+        return F.batch_norm(first, None, None, self.weight, self.bias, training=True).movedim(1, channels)
 
 
 class Fusion(nn.Module):

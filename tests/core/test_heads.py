@@ -17,6 +17,11 @@ def test_equals_torchs_in_training_and_keeps_nothing(shape: tuple[int, ...]) -> 
     assert sorted(own.state_dict()) == ["bias", "weight"]
 
 
+def test_tokens_have_their_channels_last() -> None:
+    tokens = torch.randn(2, 5, 3)
+    torch.testing.assert_close(BatchNorm(3)(tokens).flatten(0, 1), BatchNorm(3)(tokens.flatten(0, 1)))
+
+
 def test_one_sample_is_refused() -> None:
     with pytest.raises(TensorError, match="2 or more"):
         BatchNorm(3)(torch.zeros(1, 3))
