@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from limbeck.core.errors import ConfigError
-from limbeck.core.frozen import arguments_beside, run_frozen
+from limbeck.core.frozen import run_frozen
 
 
 def test_gradient_goes_through_and_not_into() -> None:
@@ -25,20 +23,3 @@ def test_it_runs_in_the_features_precision() -> None:
     module = nn.Linear(3, 2).half()
     assert run_frozen(module, torch.randn(4, 3)).dtype == torch.float32
     assert module.weight.dtype == torch.float16
-
-
-class Wants(nn.Module):
-    def forward(self, x: Tensor, input_dimensions: tuple[int, int], mask: Tensor | None, other: int = 3) -> Tensor:
-        assert mask is None
-        return x.unflatten(1, input_dimensions)
-
-
-def test_what_else_a_module_wants() -> None:
-    x = torch.zeros(2, 9, 4)
-    assert arguments_beside(Wants(), x, "part") == {"input_dimensions": (3, 3), "mask": None}
-    assert run_frozen(Wants(), x, **arguments_beside(Wants(), x, "part")).shape == (2, 3, 3, 4)
-    with pytest.raises(ConfigError, match="does not go on from one tensor") as caught:
-        arguments_beside(nn.Bilinear(4, 4, 1), x, "part")
-    assert caught.value.where == "part"
-    with pytest.raises(ConfigError, match="one module"):
-        arguments_beside([nn.Linear(4, 1)], x, "part")

@@ -83,7 +83,9 @@ def test_a_grouped_layer_is_a_linear_layer_for_each_window() -> None:
 def test_a_cross_attention_projector_asks_for_the_teachers_places() -> None:
     student, teacher = torch.randn(2, 6, 5, 4), torch.zeros(2, 12, 3, 2)
     own, given = CrossAttentionProjector(student, teacher), CrossAttentionProjector(student, teacher, learned=False)
-    assert own.heads == 4
+    assert own.heads == 1
+    assert CrossAttentionProjector(student, teacher, heads=8).heads == 4
+    assert CrossAttentionProjector(student, torch.zeros(1, 192, 2, 2)).heads == 3
     assert own(student).shape == given(student, teacher).shape == (2, 12, 3, 2)
     assert given.queries is None
     moved = own(student.roll(1, 2))  # the positions are learned, so a moved map is another map

@@ -9,11 +9,11 @@ from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.errors import DataError
 from limbeck.core.objective import DataInfo, Objective
-from limbeck.core.pretext import Pretext, affinity, embed, task_head
 from limbeck.core.reduction import Reduction, check_positive, reduce
 from limbeck.core.relations import check_same_batch
 from limbeck.core.trace import Trace
 from limbeck.core.views import quarter_turns
+from limbeck.objectives.parts.pretext import Pretext, affinity, embed, task_head
 from limbeck.objectives.response.kd import kd_loss
 
 
@@ -43,8 +43,7 @@ def sskd_loss(
         mask: ``[3 B]`` booleans, True where a copy counts.
         reduction: ``"mean"`` over the rows of K, ``"sum"``, or ``"none"`` (``[3 B]``, 0 outside of K).
 
-    Raises:
-        TensorError: Not as many embeddings of both, or not four for each sample.
+    Raises: TensorError: Not as many embeddings of both, or not four for each sample.
 
     Source: Xu, Liu, Li and Loy, "Knowledge Distillation Meets Self-Supervision", 2020, arXiv 2006.07114, section 3.
 
@@ -55,8 +54,8 @@ def sskd_loss(
     """
     check_positive(temperature, "temperature")
     check_same_batch(student_embedding, teacher_embedding, "student_embedding", "teacher_embedding")
-    student, _ = affinity(student_embedding, "student_embedding")
-    teacher, source = affinity(teacher_embedding.detach(), "teacher_embedding")
+    student, source = affinity(student_embedding, "student_embedding")
+    teacher, _ = affinity(teacher_embedding.detach(), "teacher_embedding")
     divergence = kl_rows(soften(teacher, temperature), soften(student, temperature))
     rank = (teacher > teacher.gather(1, source.unsqueeze(1))).sum(dim=1)
     right = (rank == 0).sum()
@@ -101,8 +100,7 @@ class SSKD(Objective):
         upright: Weight of KD on the samples.
         turned: Weight of KD on their copies.
         contrast: Weight of ``sskd_loss``.
-        temperature: Of KD.
-        contrast_temperature: Of ``sskd_loss``, as is ``share``.
+        temperature: Of KD; contrast_temperature: and ``share``: of ``sskd_loss``.
     """
 
     contract = Pretext.contract

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError, TensorError
-from limbeck.core.pretext import Pretext, affinity
 from limbeck.core.views import quarter_turns
 from limbeck.objectives import CrossEntropy
+from limbeck.objectives.parts.pretext import Pretext, affinity
 from limbeck.objectives.relation.sskd import SSKD, sskd_loss
 
 
