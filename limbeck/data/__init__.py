@@ -22,6 +22,7 @@ from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import DatasetSplit, ImageSplit, Split, StreamSplit, TensorSplit
 from limbeck.data.stream import StreamLoader
 from limbeck.data.tasks import TASKS, Task
+from limbeck.data.tokenizer import Tokenizer
 from limbeck.data.transforms import Cutout, Flip, Geometric, Masking, PadCrop, Transform
 from limbeck.data.wrapped import WrappedLoader
 
@@ -52,6 +53,7 @@ __all__ = [
     "StreamSplit",
     "Task",
     "TensorSplit",
+    "Tokenizer",
     "Transform",
     "WrappedLoader",
     "as_loader",

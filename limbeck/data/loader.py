@@ -31,6 +31,7 @@ class Loader(ABC):
         class_names: Their names, or ``None``.
         seed: Of order and augmentation.
         task: What the labels mean; see :data:`limbeck.data.TASKS`.
+        vocabulary: Number of token ids, where samples are texts.
     """
 
     batch_size: int | None
@@ -40,6 +41,7 @@ class Loader(ABC):
     class_names: tuple[str, ...] | None
     seed: int
     task: str = "classification"
+    vocabulary: int | None = None
 
     @property
     @abstractmethod

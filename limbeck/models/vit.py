@@ -25,10 +25,14 @@ class Attention(nn.Module):
         self.probs = nn.Softmax(dim=-1)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        """Each token asks all that count: ``mask_BN`` is False where one does not."""
         B, N, D = x_BND.shape
         q, k, v = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        out_BHNd = self.probs(q @ k.transpose(-2, -1) * self.scale) @ v
+        scores_BHNN = q @ k.transpose(-2, -1) * self.scale
+        if mask_BN is not None:
+            scores_BHNN = scores_BHNN.masked_fill(~mask_BN[:, None, None], torch.finfo(scores_BHNN.dtype).min)
+        out_BHNd = self.probs(scores_BHNN) @ v
         return self.proj(out_BHNd.transpose(1, 2).reshape(B, N, D))
 
 
@@ -42,8 +46,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(dim, int(dim * mlp_ratio)), nn.GELU(), nn.Linear(int(dim * mlp_ratio), dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), mask_BN)
         return x + self.mlp(self.norm2(x))
 
 

@@ -31,7 +31,7 @@ def load_source(spec: Any, **options: Any) -> DataSource:
     spec                           is
     =============================  ==================================================================================
     ``"digits"``                   :func:`~limbeck.data.digits`
-    folder or file of Parquet      :func:`~limbeck.data.parquet`
+    folder or file of Parquet, CSV :func:`~limbeck.data.parquet`
     folder of class folders        :func:`~limbeck.data.image_folder`
     ``"hf:NAME"``                  :func:`~limbeck.data.hub`
     ``"package.module:function"``  what the function returns for the options: anything of this table
@@ -137,10 +137,10 @@ def _named(spec: str, options: dict[str, Any]) -> DataSource:
     if spec.startswith("hf:"):
         return _call(lambda **o: hub(spec[3:], **o), spec, options, like=hub)
     path = Path(spec).expanduser()
-    if path.is_file() and path.suffix == ".parquet":
+    if path.is_file() and path.suffix in (".parquet", ".csv"):
         return _call(lambda **o: parquet(path, **o), spec, options, like=parquet)
     if path.is_dir():
-        if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
+        if any(any(path.glob(f"{place}*.{kind}")) for place in ("", "data/") for kind in ("parquet", "csv")):
             return _call(lambda **o: parquet(path, **o), spec, options, like=parquet)
         if any(p.is_dir() for p in path.iterdir()):
             return _call(lambda **o: image_folder(path, **o), spec, options, like=image_folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from limbeck.data.sources.features import Columns, feature_source, numbers
 from limbeck.data.sources.images import image_size
 from limbeck.data.sources.source import VALIDATION, DataSource, complete, split_name
 from limbeck.data.sources.split import ImageSplit, Split, check_labels
+from limbeck.data.sources.texts import strings, text_source
+from limbeck.data.tokenizer import Tokens
 
 _FILE = re.compile(r"([a-z]+)(-\d+-of-\d+.*)?", re.IGNORECASE)
 
@@ -75,16 +78,21 @@ def parquet(
     *,
     image: str | None = None,
     features: Columns | None = None,
+    text: str | None = None,
     label: str = "label",
     labels: Columns | None = None,
     mode: str = "RGB",
     size: int | Sequence[int] | None = None,
     standardise: bool = True,
+    tokens: Tokens = "words",
+    vocabulary: int = 20_000,
+    least: int = 2,
+    length: int | None = None,
     test: float = 0.0,
     validation: float = VALIDATION,
     seed: int = 0,
 ) -> DataSource:
-    """Images, or feature vectors, in Parquet files.
+    """Images, feature vectors or texts in Parquet files; the latter two also in CSV files.
 
     A folder holds ``train.parquet``, ``validation.parquet`` (or ``val``, ``valid``, ``dev``) and ``test.parquet``, in
     itself or in its ``data`` folder; shards are called ``train-00000-of-00004.parquet`` and so on. A single file is
@@ -96,12 +104,18 @@ def parquet(
         path: The folder or file.
         image: Column of images; by default the only one that holds ``{bytes, path}``.
         features: In the place of images: a column of lists of numbers, or several columns of numbers.
+        text: In the place of images: a column of texts. Each becomes ``input_ids`` and ``attention_mask``, by a
+            :class:`~limbeck.data.Tokenizer` that is fitted to the training split and ships with the student.
         label: Column of integer classes.
         labels: In the place of classes, of feature vectors that may have any number of labels (the task
             ``"multilabel"``): a column of lists of zeros and ones, or one such column a class; -1 is not known.
         mode: ``"RGB"`` or ``"L"`` (grey).
         size: Resize and crop every image to this size; needed where sizes differ.
         standardise: Shift and scale each feature to mean 0 and variance 1 over the training split.
+        tokens: Of texts: ``"words"`` or ``"bytes"``.
+        vocabulary: Ids of words at most.
+        least: Words that come less often in training are not known.
+        length: Tokens of a text; default that of the longest, at most 128.
         test: Fraction of train held out where there is no test file; 0 holds out nothing.
         validation: Fraction of the rest held out where there is no validation file; 0 holds out nothing.
         seed: Of what is held out.
@@ -109,9 +123,14 @@ def parquet(
     path = Path(path)
     held_out: dict[str, Any] = {"test": test, "validation": validation, "seed": seed}
     name_ = path.stem if path.is_file() else path.name
+    kinds = {"images": ("image", image), "features": ("features", features), "texts": ("text", text)}
+    said = {kind: option for kind, (option, column) in kinds.items() if column is not None}
+    if len(said) > 1:
+        raise ConfigError(f"samples are {' or '.join(said)}", where=next(iter(said.values())), found="both")
+    if text is not None and labels is None:
+        cut = {"tokens": tokens, "vocabulary": vocabulary, "least": least, "length": length}
+        return _texts(path, name_, text, label, held_out, cut)
     if features is not None:
-        if image is not None:
-            raise ConfigError("samples are images or features", where="image", found=f"{image} beside {features}")
         return _features(path, name_, features, label, labels, standardise, held_out)
     if labels is not None:
         raise ConfigError("several labels a sample are read of feature vectors", where="labels", remedy="name features")
@@ -161,6 +180,20 @@ def _features(
     return feature_source(name, splits, classes=classes, task=task, standardise=standardise, **held_out)
 
 
+def _texts(
+    path: Path, name: str, text: str, label: str, held_out: dict[str, Any], tokens: dict[str, Any]
+) -> DataSource:
+    """A source of texts."""
+    splits: dict[str, tuple[list[str], Tensor]] = {}
+    classes: tuple[str, ...] | None = None
+    for key, files in _files(path).items():
+        named = _class_names(_schema(files[0]), label)
+        classes = classes or named
+        found = [line for file in files for line in strings(_table(file, [text]), text, str(file))]
+        splits[key] = found, torch.cat([_labels(file, label, named) for file in files])
+    return text_source(name, splits, classes=classes, held_out=held_out, **tokens)
+
+
 def _yes_or_no(file: Path, columns: Columns) -> Tensor:
     found = numbers(_table(file, _names(columns)), columns, str(file))
     if bool(((found != 0) & (found != 1) & (found != -1)).any()):
@@ -177,20 +210,21 @@ def _files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
     found: dict[str, list[Path]] = {}
-    for file in sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]):
+    kind = "parquet" if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")) else "csv"
+    for file in sorted([*path.glob(f"*.{kind}"), *path.glob(f"data/*.{kind}")]):
         match = _FILE.fullmatch(file.stem)
         name = split_name(match[1]) if match else None
         if name:
             found.setdefault(name, []).append(file)
     if "train" not in found:
-        files = ", ".join(f.name for f in sorted(path.glob("*.parquet"))) or "no Parquet file"
-        raise DataError("there is no train.parquet", where=str(path), found=files, remedy="rename the training file")
+        files = ", ".join(f.name for f in sorted(path.glob(f"*.{kind}"))) or "no Parquet file"
+        raise DataError(f"there is no train.{kind}", where=str(path), found=files, remedy="rename the training file")
     return found
 
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        return pq.read_schema(file)
+        return csv.read_csv(file).schema if file.suffix == ".csv" else pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file, error) from error
 
@@ -204,10 +238,10 @@ def _table(file: Path, columns: list[str]) -> pa.Table:
                 where=str(file),
                 found=", ".join(names),
                 wanted=repr(column),
-                remedy=did_you_mean(column, names) or "name the columns with image and label",
+                remedy=did_you_mean(column, names) or "name the columns with image, features or text, and label",
             )
     try:
-        return pq.read_table(file, columns=columns)
+        return csv.read_csv(file).select(columns) if file.suffix == ".csv" else pq.read_table(file, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file, error) from error
 
@@ -223,7 +257,10 @@ def _bytes_column(file: Path, column: str) -> pa.ChunkedArray:
 
 def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(
-        "this Parquet file cannot be read", where=str(file), found=str(error).splitlines()[0], remedy="fetch it again"
+        f"this {'CSV' if file.suffix == '.csv' else 'Parquet'} file cannot be read",
+        where=str(file),
+        found=str(error).splitlines()[0],
+        remedy="fetch it again",
     )
 
 

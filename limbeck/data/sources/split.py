@@ -62,6 +62,11 @@ class Split(ABC):
         return int(self.labels.max()) + 1 or None
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many token ids there are, where samples are texts."""
+        return None
+
+    @property
     def nbytes(self) -> int | None:
         """Size of all inputs as they would lie on a device; ``None`` where they cannot be loaded whole."""
         return None
