@@ -147,3 +147,19 @@ def aligned(student: Tensor, teacher: Tensor, *, to: str = "smaller") -> tuple[T
     ):
         return student, teacher
     return same_places(student, teacher, to=to)
+
+
+def unfused(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the taps of these roles gave; of a fused layer, which stands for all three, its thirds.
+
+    Raises:
+        TensorError: Not floating ``[B, N, D]``.
+
+    >>> import torch
+    >>> fused = torch.zeros(1, 4, 6)
+    >>> [t.shape[2] for t in unfused(fused, fused, fused)]
+    [2, 2, 2]
+    """
+    for tensor, name in ((queries, "queries"), (keys, "keys"), (values, "values")):
+        check_floating(tensor, name, least=3)
+    return queries.chunk(3, dim=-1) if queries is values else (queries, keys, values)  # type: ignore[return-value]

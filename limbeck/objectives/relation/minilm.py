@@ -12,6 +12,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import kl_rows
 from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.layout import unfused
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_floating, check_positive, check_same_shape, fit_mask, reduce, widen
@@ -144,7 +145,4 @@ class MiniLM(Objective):
 def _vectors(trace: Trace, taps: tuple[str, ...]) -> dict[str, Tensor]:
     """Queries, keys, values and maps; of a fused layer, which stands for the first three, its thirds."""
     found = [trace[tap] for tap in taps]
-    if found[0] is found[2]:
-        check_floating(found[0], taps[0], least=3)
-        found[:3] = found[0].chunk(3, dim=-1)
-    return dict(zip(("q", "k", "v", "maps"), found, strict=False))
+    return dict(zip(("q", "k", "v", "maps"), (*unfused(*found[:3]), *found[3:]), strict=False))
