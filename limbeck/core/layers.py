@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ class LayerObjective(Objective):
 
     def layers(self, student: Trace, teacher: Trace) -> tuple[list[Tensor], list[Tensor]]:
         """All layers of the student and all of the teacher, not paired yet; the teacher's carry no gradient."""
-        own, other = (_values(trace, taps) for trace, taps in zip((student, teacher), self._own, strict=True))
+        own, other = (tap_values(trace, taps) for trace, taps in zip((student, teacher), self._own, strict=True))
         return own, [feature.detach() for feature in other]
 
     def pairs(self, student: Trace, teacher: Trace) -> list[tuple[Tensor, Tensor]]:
@@ -114,6 +114,7 @@ class SameWidth(LayerObjective):
         return found
 
 
-def _values(trace: Trace, taps: tuple[str, ...]) -> list[Tensor]:
+def tap_values(trace: Trace, taps: Sequence[str]) -> list[Tensor]:
+    """What stands at some taps, in order; a plural role gives all its layers."""
     values = [trace[tap] for tap in taps]
     return [f for value in values for f in (value if isinstance(value, list) else [value])]
