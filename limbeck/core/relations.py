@@ -132,6 +132,20 @@ def distances(first: Tensor, second: Tensor | None = None) -> Tensor:
     return torch.cdist(first, first if second is None else second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def squared_distances(vectors: Tensor) -> Tensor:
+    """Squared Euclidean distances between rows, ``[N, N]``, by one matrix product: for many rows at once.
+
+    The rows are centred first, so that digits are lost only between rows much nearer to each other than to the rest.
+
+    >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[ 0., 25.],
+            [25.,  0.]])
+    """
+    products = gram(vectors - vectors.mean(dim=0).detach())
+    squares = products.diagonal()
+    return (squares + squares.unsqueeze(1) - 2 * products).clamp(min=0)
+
+
 def scaled_distances(vectors: Tensor, weight: Tensor) -> Tensor:
     """Distances between the rows that count, over the mean of those above zero: no scale, shift or rotation matters.
 
