@@ -27,6 +27,7 @@ def load_model(
     num_classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
+    in_features: int | None = None,
     weights: str | os.PathLike[str] | None = None,
     auto: str | None = None,
     pretrained: bool | None = None,
@@ -40,7 +41,8 @@ def load_model(
     ==============================  ====================================================================================
     ``"resnet20"``                  limbeck's zoo, see :func:`limbeck.models.create`
     ``"package.module:callable"``   what the callable returns, given ``options`` (and ``num_classes``, ``in_channels``,
-                                    ``image_size`` where its signature has them); or the module of that name itself
+                                    ``image_size``, ``in_features`` where its signature has them); or the module of that
+                                    name itself
     a folder with ``config.json``   a transformers model; the class is that of the configuration, or ``auto``
     ``"hf:NAME"``                   the same from the Hugging Face Hub or its local cache
     ``"timm:NAME"``                 ``timm.create_model``
@@ -53,6 +55,7 @@ def load_model(
         num_classes: Number of logits; ``None`` leaves the source's own default.
         in_channels: Channels of an image; ``None`` leaves the source's own default.
         image_size: Height of an image, for models that must know it.
+        in_features: Length of a feature vector, for models that take such.
         weights: File or folder for :func:`load_weights`, read strictly; of the model with its head or without it.
         auto: A transformers class such as ``"AutoModelForImageClassification"``.
         pretrained: Start from the source's own weights; default yes for transformers, no for timm and torchvision.
@@ -69,7 +72,12 @@ def load_model(
         >>> load_model("torch.nn:Linear", in_features=4, out_features=2)(torch.zeros(1, 4)).shape
         torch.Size([1, 2])
     """
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    sizes = {
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "image_size": image_size,
+        "in_features": in_features,
+    }
     given = {key: value for key, value in sizes.items() if value is not None}
     name = spec if isinstance(spec, nn.Module) else os.fspath(spec)
     if isinstance(name, nn.Module):
@@ -167,4 +175,5 @@ def _accepted(function: Any, given: dict[str, int]) -> dict[str, int]:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # written in C, says nothing about itself
         return {}
-    return {key: value for key, value in given.items() if key in parameters}
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {key: value for key, value in given.items() if key in parameters or (anything and key == "in_features")}

@@ -102,6 +102,13 @@ def create(
     accepted = inspect.signature(builder).parameters
     if image_size is not None and "image_size" in accepted:
         options["image_size"] = image_size
+    if options.get("in_features") is not None and "in_features" not in accepted:
+        raise ModelError(
+            "this model takes images, and these are feature vectors",
+            where=name,
+            found=f"in_features {options['in_features']}",
+            remedy="use mlp or a model of your own",
+        )
     settled = {"num_classes", "in_channels", *getattr(builder, "keywords", ())}  # the name has said some of them
     own = [key for key in accepted if key not in settled]
     for key in options:

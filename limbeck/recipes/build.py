@@ -79,17 +79,21 @@ class Sizes:
         num_classes: How many classes the data have, ``None`` where they have none.
         in_channels: Channels of an image, ``None`` where inputs are no images.
         image_size: Height of an image.
+        in_features: Length of a feature vector, ``None`` where inputs are none.
     """
 
     num_classes: int | None = None
     in_channels: int | None = None
     image_size: int | None = None
+    in_features: int | None = None
 
     @classmethod
     def of(cls, batch: Batch, classes: int | None) -> Sizes:
         """The sizes that a batch shows."""
-        images = isinstance(batch.inputs, torch.Tensor) and batch.inputs.ndim == 4
-        return cls(classes, *batch.inputs.shape[1:3]) if images else cls(classes)
+        inputs = batch.inputs
+        if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or inputs.ndim not in (2, 4):
+            return cls(classes)
+        return cls(classes, *inputs.shape[1:3]) if inputs.ndim == 4 else cls(classes, in_features=inputs.shape[1])
 
     def options(self) -> dict[str, int]:
         """Those that are known, by name."""

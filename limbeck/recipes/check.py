@@ -13,6 +13,7 @@ from torch import nn
 
 from limbeck.core import catalogue
 from limbeck.core.batch import Batch
+from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import LimbeckError, TapError
 from limbeck.core.objective import DataInfo, Objective, Terms
@@ -26,6 +27,7 @@ from limbeck.data.build import build_loader
 from limbeck.data.normalise import normalisation
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import StreamSplit
+from limbeck.data.tasks import TASKS
 from limbeck.models import load_weights, zoo
 from limbeck.models.heads import check_head
 from limbeck.models.load import with_head
@@ -160,7 +162,7 @@ class _Check:
         if made is not None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
         few_batches = made.plain if made is not None else None  # what is made of all samples is tried on these
-        self.info = DataInfo(train.samples, train.labels, split.class_count, few_batches)
+        self.info = DataInfo(train.samples, train.labels, split.class_count, few_batches, task=split.task)
 
     def held_out(self, source: DataSource) -> None:
         """Whether there is what the training is judged by, and of the same classes."""
@@ -248,6 +250,7 @@ class _Check:
             if objective is None:
                 continue
             made[name] = objective
+            self.suits(key, method.card)
             least, data = objective.contract.least_samples, self.usable.get("data")
             if data is not None and data.batch_size < least:
                 self.add(key, f"this method needs batches of {least} or more", found=str(data.batch_size))
@@ -261,6 +264,14 @@ class _Check:
                 remedy="add a teacher, or drop the term",
             )
         return made
+
+    def suits(self, key: Key, card: Card) -> None:
+        """Whether a loss on the labels is one for labels such as these."""
+        task, known = self.info.task, set(card.tasks) & set(TASKS)
+        if self.batch is not None and card.knowledge == "control" and known and task not in known:
+            message = "this loss is not for labels such as these data have"
+            remedy = f"use {TASKS[task].control}, or say in the source what the labels mean"
+            self.add(key, message, found=task, wanted=" or ".join(sorted(known)), remedy=remedy)
 
     def needs(self, key: Key, need: str) -> None:
         """Whether the data have what a method needs."""

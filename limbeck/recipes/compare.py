@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from limbeck.analysis.statistics import compare_paired, summarise
-from limbeck.core.errors import ConfigError, DataError
+from limbeck.core.errors import ConfigError, DataError, LimbeckError
 from limbeck.core.files import write_json
 from limbeck.engine.journal import environment
+from limbeck.engine.metrics import headline
 from limbeck.recipes.build import source_of
 from limbeck.recipes.check import check
 from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
@@ -28,8 +29,21 @@ from limbeck.recipes.rival import against
 from limbeck.recipes.run import run
 from limbeck.recipes.schema import Recipe
 
-#: Figures of each run that are averaged over seeds.
-FIGURES = ("accuracy", "agreement", "kl", "js", "nll", "brier", "ece")
+#: Figures of each run that are averaged over seeds, as far as there are.
+FIGURES = (
+    "accuracy",
+    "map_macro",
+    "map_micro",
+    "f1_macro",
+    "f1_micro",
+    "hamming",
+    "agreement",
+    "kl",
+    "js",
+    "nll",
+    "brier",
+    "ece",
+)
 #: Where all controls are wanted, same_budget is left out if it would take more than so many times the others' steps.
 _MOST_BUDGET = 5.0
 
@@ -60,6 +74,9 @@ def compare(
     ``tuned_kd``        KD at the temperature of 1, 2, 4 and 8 that does best on validation data: is it more than that?
     ``same_budget``     cross entropy for as many operations as distillation costs, teacher included: is it worth them?
     ==================  ================================================================================================
+
+    On multi-label data (the task of ``data.source``) figures are compared by mean average precision in the place of
+    accuracy, cross entropy is binary, and KD is MLD, tuned by its weight; such data get the same beside each method.
 
     Where all controls are wanted, ``same_budget`` is left out if it would take more than five times the steps, as
     beside a teacher that is large for its student; ``left_out`` says so.
@@ -97,7 +114,8 @@ def compare(
     numbers = list(range(recipe.seed, recipe.seed + seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers or len(set(numbers)) != len(numbers):
         raise ConfigError("a comparison needs seeds, each once", where="seeds", found=repr(seeds), wanted="such as 3")
-    entries = entries_of(methods, controls_of(controls, recipe.teacher is not None))
+    task = _task(recipe)
+    entries = entries_of(methods, controls_of(controls, recipe.teacher is not None, task), task)
     _check(recipe, entries)
     entries, left_out = with_budget(recipe, entries, _MOST_BUDGET if controls is True else None)
     if source_of(recipe.data).validation is None and any(entry.variants for entry in entries):
@@ -105,7 +123,8 @@ def compare(
             raise ConfigError("tuned_kd chooses on validation data", where="controls", found="none in this source")
         left_out["tuned_kd"] = "there are no validation data to choose a temperature on"
         entries = [entry for entry in entries if not entry.variants]
-    facts = {**_head(recipe, numbers, command, began), "jobs": jobs, "left_out": left_out}
+    metric, sign = headline(task), -1 if recipe.train.lower_is_better(task) else 1
+    facts = {**_head(recipe, numbers, command, began), "metric": metric, "jobs": jobs, "left_out": left_out}
     for name, reason in left_out.items():
         if say is not None:
             say(f"without the control {name}: {reason}; name it among the controls to run it all the same")
@@ -125,10 +144,12 @@ def compare(
         if entry.rival:
             result = {**result, **against(recipe, folder, out / "teachers", result)}
         results[entry.entry].append({**result, "folder": folder.relative_to(out).as_posix()})
-        _write(out, {**facts, **_body(entries, results), "status": "running", "seconds": time.time() - began})
+        body = _body(entries, results, metric, sign)
+        _write(out, {**facts, **body, "status": "running", "seconds": time.time() - began})
     if not main:
         return {}
-    whole = {**facts, **_body(entries, results), "status": "finished", "seconds": round(time.time() - began, 3)}
+    body = _body(entries, results, metric, sign)
+    whole = {**facts, **body, "status": "finished", "seconds": round(time.time() - began, 3)}
     _write(out, whole)
     return whole
 
@@ -153,7 +174,6 @@ def _head(recipe: Recipe, seeds: list[int], command: str | None, began: float) -
         "environment": {**environment(), **_machine()},
         "recipe": recipe.written(),
         "seeds": seeds,
-        "metric": "accuracy",
         "interval": "Student's t over seeds, 95%",
     }
 
@@ -168,21 +188,34 @@ def _machine() -> dict[str, Any]:
     return {"platform": system, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
-def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Everything that follows from the runs so far."""
-    entries, results = _chosen(entries, results)
+def _task(recipe: Recipe) -> str:
+    """What the labels mean; where the data cannot be read, the check of the recipe tells."""
+    try:
+        return source_of(recipe.data).task
+    except LimbeckError:
+        return "classification"
+
+
+def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]], metric: str, sign: int) -> dict[str, Any]:
+    """Everything that follows from the runs so far.
+
+    Args:
+        entries: The lines.
+        results: Of each run.
+        metric: What methods are compared by; more is better.
+        sign: 1 where more of what validation judges by is better, else -1.
+    """
+    entries, results = _chosen(entries, results, sign)
     begun = [entry for entry in entries if results[entry.entry]]
     first = results[begun[0].entry][0]
-    if first.get("accuracy") is None:
+    if first.get(metric) is None:
         raise DataError("a comparison needs labels in the held-out data", where="data.source")
     rows = [_row(entry, results[entry.entry]) for entry in begun]
-    accuracy = {row["entry"]: {r["seed"]: r["accuracy"] for r in row["runs"]} for row in rows}
+    reached = {row["entry"]: {r["seed"]: r[metric] for r in row["runs"]} for row in rows}
     controls = [row["entry"] for row in rows if row["role"] == "control"]
-    best = max(controls, key=lambda c: statistics.fmean(accuracy[c].values()), default=None)
+    best = max(controls, key=lambda c: statistics.fmean(reached[c].values()), default=None)
     for row in rows:
-        row["differences"] = {
-            c: _difference(accuracy[row["entry"]], accuracy[c]) for c in controls if c != row["entry"]
-        }
+        row["differences"] = {c: _difference(reached[row["entry"]], reached[c]) for c in controls if c != row["entry"]}
         against_best = row["differences"].get(best) if row["role"] == "method" and best is not None else None
         row["gain"] = None if against_best is None else {"over": best, **against_best}
     honest = next((r for e in begun if not e.rival for r in results[e.entry] if r.get("teacher")), None)
@@ -192,21 +225,21 @@ def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]]) -> dic
 
 
 def _chosen(
-    entries: list[Entry], results: dict[str, list[dict[str, Any]]]
+    entries: list[Entry], results: dict[str, list[dict[str, Any]]], sign: int
 ) -> tuple[list[Entry], dict[str, list[dict[str, Any]]]]:
     """Every line by itself: of several variants the one that does best on validation data, the earliest of equals."""
     found, lines = dict(results), []
     for entry in entries:
         if entry.variants:
-            best = max(entry.variants, key=lambda v: _validated(results[v.entry]))
+            best = max(entry.variants, key=lambda v: _validated(results[v.entry], sign))
             found[entry.entry] = results[best.entry]
             entry = replace(entry, loss=best.loss, about=f"{entry.about}: {best.entry}")
         lines.append(entry)
     return lines, found
 
 
-def _validated(runs: list[dict[str, Any]]) -> float:
-    values = [r["training"]["validation"] for r in runs if r["training"].get("validation") is not None]
+def _validated(runs: list[dict[str, Any]], sign: int) -> float:
+    values = [sign * r["training"]["validation"] for r in runs if r["training"].get("validation") is not None]
     return statistics.fmean(values) if values and len(values) == len(runs) else float("-inf")
 
 

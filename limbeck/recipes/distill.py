@@ -63,6 +63,7 @@ def distill(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     seed: int = 0,
+    task: str | None = None,
     quiet: bool = False,
     **train: Any,
 ) -> Distilled:
@@ -90,6 +91,8 @@ def distill(
         out: Folder for metrics, checkpoints and the student; ``None`` writes nothing.
         resume: Go on from the newest checkpoint in ``out``.
         seed: Of everything random in data and training.
+        task: What the labels mean, where the data do not say: ``"multilabel"`` or ``"regression"``; a method's usual
+            sum, and what it is judged by, follow from it.
         quiet: Show no progress bar.
         train: Settings of ``TrainConfig``: ``epochs`` or ``steps``, ``optimizer``, ``lr``, ``schedule``, ...
 
@@ -109,10 +112,11 @@ def distill(
     if isinstance(data, (str, Path, DataSource)):
         source = load_source(data)
         data, validation = source.train, source.validation if validation is None else validation
-    views = {"augment": augment, "normalise": normalize, "seed": seed, "device": device}
+    views = {"augment": augment, "normalise": normalize, "seed": seed, "device": device, "task": task}
     loader = as_loader(data, batch_size=batch_size, train=True, **views)
-    held = None if validation is None else as_loader(validation, batch_size=512, normalise=normalize, device=device)
-    loss, scheme = method_loss(method), scheme or usual_scheme(method).name
+    same = {"normalise": normalize, "device": device, "task": task}
+    held = None if validation is None else as_loader(validation, batch_size=512, **same)
+    loss, scheme = method_loss(method, loader.task), scheme or usual_scheme(method).name
     from limbeck.analysis.assess import assess
     from limbeck.engine import fit
 
@@ -132,7 +136,7 @@ def distill(
     return Distilled(fitted.student, result, fitted.history, fitted.steps, fitted.seconds)
 
 
-def method_loss(method: str | Objective | Terms) -> Terms:
+def method_loss(method: str | Objective | Terms, task: str = "classification") -> Terms:
     """A method's name as the sum its card calls usual, or a loss as it is.
 
     >>> method_loss("kd").names
@@ -140,7 +144,7 @@ def method_loss(method: str | Objective | Terms) -> Terms:
     """
     if not isinstance(method, str):
         return Terms.of(method)
-    return loss_of(usual_terms(method))
+    return loss_of(usual_terms(method, task))
 
 
 @contextmanager

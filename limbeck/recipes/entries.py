@@ -15,7 +15,7 @@ from limbeck.recipes.build import Sizes, fewer, model_of, source_of, train_loade
 from limbeck.recipes.document import parse_value
 from limbeck.recipes.schema import Named, Recipe, Term, usual_head, usual_terms
 
-#: Controls by name: what people call them, whose usual loss they train with, and what they hold against a method.
+#: Controls by name: what people call them, the method whose usual loss they train with, and what they hold against one.
 CONTROLS: dict[str, tuple[str, str, str]] = {
     "no_teacher": ("No teacher", "cross_entropy", "cross entropy alone"),
     "label_smoothing": ("Label smoothing", "label_smoothing", "soft labels that know nothing"),
@@ -23,8 +23,30 @@ CONTROLS: dict[str, tuple[str, str, str]] = {
     "tuned_kd": ("Tuned KD", "kd", "KD at the best of several temperatures, chosen on validation data"),
     "same_budget": ("Same budget", "cross_entropy", "cross entropy for as many operations as distillation takes"),
 }
+#: The same for data whose samples may have any number of labels.
+MULTILABEL_CONTROLS: dict[str, tuple[str, str, str]] = {
+    "no_teacher": ("No teacher", "binary_cross_entropy", "binary cross entropy alone"),
+    "label_smoothing": (
+        "Label smoothing",
+        "binary_cross_entropy:label_smoothing=0.1",
+        "soft labels that know nothing",
+    ),
+    "random_teacher": ("Random teacher", "mld", "MLD from a teacher with random weights"),
+    "tuned_kd": ("Tuned MLD", "mld", "MLD at the best of several weights, chosen on validation data"),
+    "same_budget": (
+        "Same budget",
+        "binary_cross_entropy",
+        "binary cross entropy for as many operations as distillation takes",
+    ),
+}
+_BY_TASK = {"classification": CONTROLS, "multilabel": MULTILABEL_CONTROLS}
 _NEEDS_TEACHER = ("random_teacher", "tuned_kd", "same_budget")
 TEMPERATURES = (1, 2, 4, 8)  # that tuned_kd tries
+WEIGHTS = (0.25, 1, 4)  # that it tries of MLD, which has no temperature
+_VARIANTS = {
+    "classification": [f"kd:temperature={t}" for t in TEMPERATURES],
+    "multilabel": [f"mld:weight={w}" for w in WEIGHTS],
+}
 _ALSO_METHODS = ("no_teacher", "label_smoothing")  # cross_entropy and label_smoothing, were they listed as methods
 
 
@@ -108,8 +130,24 @@ def split_methods(text: str) -> list[str]:
     return found
 
 
-def method(text: str) -> Entry:
+def controls_for(task: str) -> dict[str, tuple[str, str, str]]:
+    """The controls of a task.
+
+    Raises:
+        ConfigError: There are none, so methods cannot be compared on such data.
+    """
+    if task not in _BY_TASK:
+        wanted = " or ".join(_BY_TASK)
+        raise ConfigError("there are no controls for this task yet", where="data.source", found=task, wanted=wanted)
+    return _BY_TASK[task]
+
+
+def method(text: str, task: str = "classification") -> Entry:
     """A method as it is written: its key, and its options behind a colon.
+
+    Args:
+        text: Such as ``"kd:temperature=2"``.
+        task: What the data's labels mean.
 
     Raises:
         ConfigError: No such method, or an option that is none.
@@ -119,7 +157,7 @@ def method(text: str) -> Entry:
     """
     key, colon, rest = text.strip().partition(":")
     card = catalogue.get(key, "methods").card
-    terms = {name: term.model_dump(exclude_none=True) for name, term in usual_terms(key).items()}
+    terms = {name: term.model_dump(exclude_none=True) for name, term in usual_terms(key, task).items()}
     for part in rest.split(",") if colon else []:
         name, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not name:
@@ -135,43 +173,50 @@ def method(text: str) -> Entry:
     return Entry(text.strip(), name, role, key, loss, card.scheme, usual_head(loss))
 
 
-def control(name: str) -> Entry:
-    """A control by its name."""
-    if name not in CONTROLS:
+def control(name: str, task: str = "classification") -> Entry:
+    """A control by its name, for data of a task."""
+    known = controls_for(task)
+    if name not in known:
         raise ConfigError(
             "no such control",
             where="controls",
             found=repr(name),
-            wanted=", ".join(CONTROLS),
-            remedy=did_you_mean(name, CONTROLS),
+            wanted=", ".join(known),
+            remedy=did_you_mean(name, known),
         )
-    title, key, about = CONTROLS[name]
-    made = replace(method(key), entry=name, name=title, role="control", about=about, rival=name == "random_teacher")
+    title, text, about = known[name]
+    trains = method(text, task)
+    made = replace(trains, entry=name, name=title, role="control", about=about, rival=name == "random_teacher")
     if name == "tuned_kd":
-        made = replace(made, variants=tuple(method(f"kd:temperature={t}") for t in TEMPERATURES))
+        made = replace(made, variants=tuple(method(variant, task) for variant in _VARIANTS[task]))
     return made
 
 
-def controls_of(controls: bool | Sequence[str], teacher: bool) -> list[str]:
+def controls_of(controls: bool | Sequence[str], teacher: bool, task: str = "classification") -> list[str]:
     """The controls asked for: all that can be run, none, or those named."""
     if isinstance(controls, bool):
-        return [name for name in CONTROLS if teacher or name not in _NEEDS_TEACHER] if controls else []
+        return [name for name in controls_for(task) if teacher or name not in _NEEDS_TEACHER] if controls else []
     for name in controls:
-        control(name)
+        control(name, task)
         if name in _NEEDS_TEACHER and not teacher:
             raise ConfigError("this control needs a teacher, and the recipe has none", where="controls", found=name)
     return list(controls)
 
 
-def entries_of(methods: Sequence[str], controls: Sequence[str]) -> list[Entry]:
+def entries_of(methods: Sequence[str], controls: Sequence[str], task: str = "classification") -> list[Entry]:
     """Controls, then methods; a method that is a control already stands once.
+
+    Args:
+        methods: As they are written.
+        controls: By name.
+        task: What the data's labels mean.
 
     Raises:
         ConfigError: No method, an unknown one, or one that is written twice.
     """
-    found = [control(name) for name in controls]
+    found = [control(name, task) for name in controls]
     for text in methods:
-        entry = method(text)
+        entry = method(text, task)
         twin = next(
             (e for e in found if e.entry == entry.entry or (e.entry in _ALSO_METHODS and e.loss == entry.loss)), None
         )
@@ -213,5 +258,6 @@ def with_budget(recipe: Recipe, entries: list[Entry], most: float | None = None)
         rest = [entry for entry in entries if entry.entry != "same_budget"]
         return rest, {"same_budget": f"it would take {times:.3g} times the steps of the others"}
     steps = round(times * recipe.train.total_steps(loader.steps_per_epoch))
-    about = f"cross entropy for {times:.3g} times the steps: as many operations as KD takes, teacher included"
+    alone = control("same_budget", source.task).about.partition(" for ")[0]
+    about = f"{alone} for {times:.3g} times the steps: as many operations as KD takes, teacher included"
     return [replace(e, steps=steps, about=about) if e.entry == "same_budget" else e for e in entries], {}

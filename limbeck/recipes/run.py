@@ -108,7 +108,7 @@ def run(
     if chosen:
         training["head"] = chosen
     if fitted.validation is not None:
-        training["validation"] = fitted.validation.get(recipe.train.monitor)
+        training["validation"] = fitted.validation.get(recipe.train.monitored(source.task))
     facts = {"name": recipe.name, "seed": recipe.seed, "split": name, "data": source.describe(), "training": training}
     result = json.loads(json.dumps({**result, **facts}))
     write_json(out / "result.json", result)

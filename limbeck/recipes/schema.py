@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 import limbeck.objectives  # noqa: F401  registers the methods
 from limbeck.core import catalogue
 from limbeck.core.schedules import Schedule, parse_schedule
+from limbeck.data.tasks import TASKS, task_of
 from limbeck.engine.config import TrainConfig
 from limbeck.models.heads import common_options, one_head
 
@@ -168,21 +169,32 @@ def _loss(value: Any) -> Any:
     return value
 
 
-def usual(method: str) -> dict[str, Any]:
+def usual(method: str, task: str = "classification") -> dict[str, Any]:
     """A bare method's name as the sum its card calls usual.
+
+    Args:
+        method: Its key.
+        task: What the labels mean; the loss on labels beside a method is the task's own.
 
     >>> import limbeck.objectives
     >>> usual("kd")
     {'cross_entropy': 0.1, 'kd': 0.9}
+    >>> usual("rkd", "multilabel")
+    {'binary_cross_entropy': 1.0, 'rkd': 1.0}
     """
     card = catalogue.get(method).card
     weight = card.weight
-    return {**card.with_labels, card.key: {"weight": weight.written()} if isinstance(weight, Schedule) else weight}
+    swap = task != "classification"  # what most cards mean
+    labels = {task_of(task).control if swap and key in _CONTROLS else key: w for key, w in card.with_labels.items()}
+    return {**labels, card.key: {"weight": weight.written()} if isinstance(weight, Schedule) else weight}
 
 
-def usual_terms(method: str) -> dict[str, Term]:
+_CONTROLS = frozenset(task.control for task in TASKS.values())
+
+
+def usual_terms(method: str, task: str = "classification") -> dict[str, Term]:
     """The same sum as terms."""
-    return {name: Term.model_validate(_term(value)) for name, value in usual(method).items()}
+    return {name: Term.model_validate(_term(value)) for name, value in usual(method, task).items()}
 
 
 def usual_head(terms: dict[str, Term]) -> Named | None:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.core import catalogue
 from limbeck.core.distiller import Distiller
 from limbeck.data.sources.source import DataSource
+from limbeck.data.tasks import task_of
 from limbeck.models import load_weights
 from limbeck.models.student import save_student
-from limbeck.objectives.response.cross_entropy import CrossEntropy
 from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, train_loader
 from limbeck.recipes.schema import Recipe, TeacherModel
 
@@ -79,7 +80,8 @@ def _train(
     assert spec.train is not None
     loader = train_loader(recipe.data, fewer(source.train, spec.samples), spec.seed, device)
     validation = None if source.validation is None else check_loader(recipe.data, source.validation, device)
-    stage = Stage("teacher", Distiller(model, CrossEntropy(), logits=spec.logits), spec.train)
+    labels = catalogue.get(task_of(source.task).control).build()
+    stage = Stage("teacher", Distiller(model, labels, logits=spec.logits), spec.train)
     begun = (place / "checkpoints").is_dir()
     fitted = fit([stage], loader, validation, out=place, resume=begun, seed=spec.seed, quiet=quiet)
     if not main:

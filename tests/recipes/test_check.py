@@ -161,6 +161,10 @@ def whole():
 
 def vectors():
     return torch.zeros(40, 5), torch.arange(40) % 3
+
+def many():
+    from limbeck.data import tensors
+    return tensors(torch.zeros(40, 5), (torch.arange(40).view(40, 1) % 3 == torch.arange(3)).float(), task="multilabel")
 """
 
 
@@ -183,9 +187,25 @@ def test_nothing_to_judge_by(write: Write, tmp_path: Path) -> None:
 
 def test_models_that_do_not_take_the_data(write: Write, tmp_path: Path) -> None:
     (tmp_path / "my_data.py").write_text(DATA_OF_MY_OWN)
-    problems = check(write(GOOD), ["data={source: 'my_data:vectors', batch_size: 8}"])
-    assert {"student.model", "teacher.model"} == set(places(problems))
-    assert all("does not take these data" in p.message for p in problems)
+    data = "data={source: 'my_data:vectors', batch_size: 8}"
+    (problem,) = check(write(GOOD), [data])  # its student is built for feature vectors, which its teacher cannot be
+    assert problem.where == "teacher.model"
+    assert "this model takes images, and these are feature vectors" in problem.message
+    (problem,) = check(
+        write(GOOD), [data, "teacher={model: mlp_8, untrained: true}", "student.options={in_features: 6}"]
+    )
+    assert problem.where == "student.model"
+    assert "does not take these data" in problem.message
+
+
+def test_losses_on_labels_of_another_kind(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "my_data.py").write_text(DATA_OF_MY_OWN)
+    settings = ["data={source: 'my_data:many', batch_size: 8}", "student={model: mlp_8}"]
+    settings += ["teacher={model: mlp_16, train: {epochs: 1}}"]
+    (problem,) = check(write(GOOD), [*settings, "loss={cross_entropy: 1, mld: 1}"])
+    assert problem.where == "loss.cross_entropy"
+    assert "use binary_cross_entropy" in str(problem)
+    assert check(write(GOOD), [*settings, "loss=mld"]) == []
 
 
 def test_models_that_disagree_are_found_by_the_dry_run(write: Write) -> None:
