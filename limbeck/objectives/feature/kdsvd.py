@@ -112,7 +112,7 @@ def _directions(student: Tensor, teacher: Tensor, k: int) -> tuple[Tensor, Tenso
         code="sseung0703/SSKD_SVD",
         knowledge="feature",
         equation=r"\sum_l \sum_{ijm} (R^S_{l,ijm} - R^T_{l,ijm})^2, \; R_{l,ijm} = e^{-(v_{l,im} - v_{l+1,jm})^2 / 8}",
-        use="The flow between layers as in FSP, of main directions alone. Decomposes each sample's layers: slow.",
+        use="The flow between layers as in FSP, of main directions alone. Decomposes every sample's layers.",
         defaults={"k": "1, as in the authors' code", "tap": "the last layer at each resolution, as in mdistiller"},
         evidence="parity",
         evidence_note="value and gradients of HobbitLong/RepDistiller@b84f547; mdistiller decomposes other matrices",
