@@ -84,13 +84,13 @@ def _compare(
 
 def _table(facts: dict[str, Any]) -> None:
     """The comparison; on a narrow terminal without intervals of differences, steps and seconds."""
-    from limbeck.report import COLUMNS, rows
+    from limbeck.report import columns, rows
 
     if width() >= _WIDE:
-        print_table(COLUMNS, rows(facts))
+        print_table(columns(facts), rows(facts))
         return
     short = [(name, accuracy, gain.split(" ")[0], *rest[:4]) for name, accuracy, gain, *rest in rows(facts)]
-    print_table(("", "accuracy %", "gain", "", "agree %", "params", "ms"), short)
+    print_table(("", columns(facts)[1], "gain", "", "agree %", "params", "ms"), short)
 
 
 _WIDE = 118

@@ -81,6 +81,10 @@ def _summary(result: dict[str, Any]) -> None:
 
 _FIGURES = (
     ("accuracy", "accuracy", "{:.2%}".format),
+    ("mean average precision", "map_macro", "{:.2%}".format),
+    ("F1 over all decisions", "f1_micro", "{:.2%}".format),
+    ("right decisions (Hamming)", "hamming", "{:.2%}".format),
+    ("mean squared error", "mse", "{:.4g}".format),
     ("agreement with the teacher", "agreement", "{:.2%}".format),
     ("calibration error", "ece", "{:.2%}".format),
     ("parameters", "parameters", "{:,}".format),

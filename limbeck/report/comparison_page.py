@@ -12,7 +12,14 @@ import yaml
 
 from limbeck.report.charts.curves import Series, curves
 from limbeck.report.charts.span import axis, scale_for, span
-from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
+from limbeck.report.parts import (
+    Model,
+    by_class_key,
+    classes_section,
+    environment_lines,
+    layers_section,
+    reliability_section,
+)
 from limbeck.report.read import RunFacts, runs_of
 from limbeck.report.table import caption, difference
 from limbeck.report.words import (
@@ -22,6 +29,7 @@ from limbeck.report.words import (
     duration,
     findings,
     interval,
+    metric_of,
     number,
     percent,
     times,
@@ -102,22 +110,24 @@ def _tiles(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 def _table(comparison: dict[str, Any], colors: dict[str, str]) -> dict[str, Any]:
     digits = digits_for(comparison["data"]["samples"])
     teacher, rows = comparison.get("teacher"), comparison["methods"]
-    means = {row["entry"]: row["accuracy"]["mean"] for row in rows}
-    values = [run["accuracy"] for row in rows for run in row["runs"]]
+    metric, called = metric_of(comparison)
+    means = {row["entry"]: row[metric]["mean"] for row in rows}
+    values = [run[metric] for row in rows for run in row["runs"]]
     scale = scale_for([*values, *means.values()])
     best = comparison["best_control"]
     marks = [means[best]] if best is not None else []
-    lines = [_teacher_line(teacher, digits)] if teacher else []
-    for row in sorted(rows, key=lambda r: (r["role"], -r["accuracy"]["mean"])):
-        lines.append(_line(row, digits, scale, marks, colors[row["entry"]], row["entry"] == best))
-    names = ("accuracy %", "", "vs best control", "", "agree %", "ECE %", "latency ms", "steps", "s / run")
+    lines = [_teacher_line(teacher, digits, metric, called)] if teacher else []
+    for row in sorted(rows, key=lambda r: (r["role"], -r[metric]["mean"])):
+        reached = row[metric], [run[metric] for run in row["runs"]], called
+        lines.append(_line(row, reached, digits, scale, marks, colors[row["entry"]], row["entry"] == best))
+    names = (f"{called} %", "", "vs best control", "", "agree %", "ECE %", "latency ms", "steps", "s / run")
     columns = [{"name": n, "picture": i == 1} for i, n in enumerate(names)]
     return {
         "title": "Methods and controls",
         "caption": caption(comparison),
         "columns": columns,
         "rows": lines,
-        "axis": axis(scale),
+        "axis": axis(scale, called),
         "notes": cautions(comparison),
     }
 
@@ -126,9 +136,9 @@ def _cell(text: str, name: str = "", cls: str = "", **more: Any) -> dict[str, An
     return {"text": text, "name": name, "cls": cls, "picture": None, "chip": None, "small": None, **more}
 
 
-def _teacher_line(teacher: dict[str, Any], digits: int) -> dict[str, Any]:
+def _teacher_line(teacher: dict[str, Any], digits: int, metric: str, called: str) -> dict[str, Any]:
     cells = [
-        _cell(percent(teacher.get("accuracy"), digits), "accuracy %"),
+        _cell(percent(teacher.get(metric), digits), f"{called} %"),
         *(_cell("") for _ in range(4)),
         _cell(number(100 * teacher["ece"], 1) if "ece" in teacher else "", "ECE %"),
         _cell(number(teacher.get("latency_ms")), "latency ms"),
@@ -137,10 +147,17 @@ def _teacher_line(teacher: dict[str, Any], digits: int) -> dict[str, Any]:
     return {"name": "Teacher", "about": None, "cls": "teacher", "cells": cells}
 
 
-def _line(row: dict[str, Any], digits: int, scale: Any, marks: Sequence[float], cls: str, best: bool) -> dict[str, Any]:
-    accuracy, gain = row["accuracy"], row["gain"]
-    seeds = [run["accuracy"] for run in row["runs"]]
-    picture = span(row["name"], accuracy["mean"], accuracy["interval"], seeds, scale, marks, cls)
+def _line(
+    row: dict[str, Any],
+    reached: tuple[dict[str, Any], list[float], str],
+    digits: int,
+    scale: Any,
+    marks: Sequence[float],
+    cls: str,
+    best: bool,
+) -> dict[str, Any]:
+    (facts, seeds, called), gain = reached, row["gain"]
+    picture = span(row["name"], facts["mean"], facts["interval"], seeds, scale, marks, cls)
     word = verdict(gain)
     chip = gain["verdict"] if gain and gain["verdict"] != "unclear" else "unclear"
     mark = {"gain": "▲ ", "loss": "▼ "}.get(chip, "")
@@ -148,7 +165,7 @@ def _line(row: dict[str, Any], digits: int, scale: Any, marks: Sequence[float], 
         _cell(f"{mark}{word}", "", "wide", chip=chip) if word else _cell("best control" if best else "", "", "wide")
     )
     cells = [
-        _cell(percent(accuracy["mean"], digits), "accuracy %", "first", small=interval(accuracy, digits) or None),
+        _cell(percent(facts["mean"], digits), f"{called} %", "first", small=interval(facts, digits) or None),
         _cell("", "", "picture", picture=picture),
         _cell(difference(gain, digits), "points over best control", "wide"),
         judged,
@@ -188,19 +205,21 @@ def _sections(
 def _chosen(comparison: dict[str, Any], runs: dict[str, list[RunFacts]]) -> list[str]:
     """The best control and the two best methods: what the pictures show."""
     methods = [r for r in comparison["methods"] if r["role"] == "method" and r["entry"] in runs]
-    methods.sort(key=lambda r: -r["accuracy"]["mean"])
+    metric, _ = metric_of(comparison)
+    methods.sort(key=lambda r: -r[metric]["mean"])
     best = comparison["best_control"]
     return [e for e in (best, *(r["entry"] for r in methods[:2])) if e in runs]
 
 
 def _mean_classes(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Accuracy by class over seeds, as ``assess`` gives it for one."""
+    """What each class came to over seeds, as ``assess`` gives it for one."""
     tables = [r.result["per_class"] for r in runs if r.result.get("per_class")]
     if not tables:
         return {}
-    columns = zip(*(t["accuracy"] for t in tables), strict=True)
+    key = by_class_key(tables[0])
+    columns = zip(*(t[key] for t in tables), strict=True)
     known = [[v for v in column if v is not None] for column in columns]
-    return {"per_class": {**tables[0], "accuracy": [statistics.fmean(c) if c else None for c in known]}}
+    return {"per_class": {**tables[0], key: [statistics.fmean(c) if c else None for c in known]}}
 
 
 def _curves(
@@ -208,8 +227,9 @@ def _curves(
 ) -> dict[str, Any] | None:
     figures, legend = [], []
     rows = [row for row in comparison["methods"] if row["entry"] in runs]
+    metric, called = metric_of(comparison)
     for key, title, form in (
-        ("accuracy", "Validation accuracy %", lambda v: f"{100 * v:g}"),
+        (metric, f"Validation {called} %", lambda v: f"{100 * v:g}"),
         ("nll", "Validation NLL, nats", lambda v: f"{v:.3g}"),
     ):
         series = [Series(r["name"], colors[r["entry"]], [_points(run, key) for run in runs[r["entry"]]]) for r in rows]

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.report.charts.classes import MOST, by_class
 from limbeck.report.charts.heatmap import heatmap
 from limbeck.report.charts.reliability import reliability
-from limbeck.report.words import number
+from limbeck.report.words import heading, number
 
 Section = dict[str, Any]
 Model = tuple[str, str, dict[str, Any]]  # name, class of colour, facts as analysis.assess gives them
@@ -35,18 +35,24 @@ def reliability_section(models: Sequence[Model], which: str = "") -> Section | N
     return {"title": "Calibration", "note": note, "figures": figures}
 
 
+def by_class_key(table: dict[str, Any]) -> str:
+    """What a table by class tells: accuracy, or average precision where a sample may have several labels."""
+    return "accuracy" if "accuracy" in table else "average_precision"
+
+
 def classes_section(models: Sequence[Model], which: str = "") -> Section | None:
-    """Accuracy by class of some models; ``which`` says over which seeds."""
+    """Accuracy or average precision by class of some models; ``which`` says over which seeds."""
     known = [m for m in models if m[2].get("per_class")]
-    if not known or len(known[-1][2]["per_class"]["accuracy"]) < 2:
+    key = by_class_key(known[0][2]["per_class"]) if known else ""
+    if not known or len(known[-1][2]["per_class"][key]) < 2:
         return None
-    size = len(known[0][2]["per_class"]["accuracy"])
-    known = [m for m in known if len(m[2]["per_class"]["accuracy"]) == size]
+    size, called = len(known[0][2]["per_class"][key]), key.replace("_", " ")
+    known = [m for m in known if len(m[2]["per_class"][key]) == size]
     names = known[0][2]["per_class"].get("names") or [str(c) for c in range(size)]
-    pictures = by_class(names, [(name, cls, facts["per_class"]["accuracy"]) for name, cls, facts in known])
+    pictures = by_class(names, [(name, cls, facts["per_class"][key]) for name, cls, facts in known], called)
     few = f" The {MOST} classes on which the models differ most are shown, of {size}." if size > MOST else ""
     return {
-        "title": "Accuracy by class",
+        "title": f"{heading(called)} by class",
         "note": f"Where the models differ, and where all of them fail.{few}{which}",
         "figures": [{"picture": picture} for picture in pictures],
         "legend": [{"name": name, "cls": cls} for name, cls, _ in known],

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.report.charts.curves import Series, curves
 from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
 from limbeck.report.read import RunFacts
-from limbeck.report.words import count, digits_for, duration, number, percent, who_learns
+from limbeck.report.words import METRICS, count, digits_for, duration, heading, headline_of, number, percent, who_learns
 
 
 def run_page(run: RunFacts) -> dict[str, Any]:
@@ -67,9 +67,10 @@ def _tiles(result: dict[str, Any], teacher: dict[str, Any]) -> list[dict[str, An
     def versus(key: str, form: Any) -> str:
         return f"teacher {form(teacher[key])}" if teacher.get(key) is not None else ""
 
-    if "accuracy" in result:
+    metric = headline_of(result)
+    if metric is not None:
         share = lambda v: f"{percent(v, digits)} %"  # noqa: E731
-        tiles.append(("accuracy", share(result["accuracy"]), versus("accuracy", share)))
+        tiles.append((METRICS[metric], share(result[metric]), versus(metric, share)))
         tiles.append(("calibration error (ECE)", share(result["ece"]), versus("ece", share)))
     if "agreement" in result:
         tiles.append(
@@ -85,14 +86,18 @@ def _tiles(result: dict[str, Any], teacher: dict[str, Any]) -> list[dict[str, An
 
 
 def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
-    if "accuracy" not in result:
+    metric = headline_of(result)
+    if metric is None:
         return []
     digits = digits_for(result["samples"])
-    said = f"The student is right on {percent(result['accuracy'], digits)} % of held-out samples"
-    if teacher.get("accuracy") is not None:
-        gap = result["accuracy"] - teacher["accuracy"]
-        side = f"{percent(abs(gap), digits)} points {'above' if gap > 0 else 'below'}" if gap else "as often as"
-        said += f", {side} its teacher's {percent(teacher['accuracy'], digits)} %"
+    reached = f"{percent(result[metric], digits)} %"
+    said = f"The student is right on {reached} of held-out samples"
+    if metric != "accuracy":
+        said = f"The student's {METRICS[metric]} on held-out samples is {reached}"
+    if teacher.get(metric) is not None:
+        gap = result[metric] - teacher[metric]
+        side = f"{percent(abs(gap), digits)} points {'above' if gap > 0 else 'below'}" if gap else "the same as"
+        said += f", {side} its teacher's {percent(teacher[metric], digits)} %"
     if teacher.get("parameters"):
         said += f", with {number(100 * result['parameters'] / teacher['parameters'], 1)} % of its parameters"
     return [f"{said}."]
@@ -101,9 +106,10 @@ def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
 def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     train = [line for line in history if line.get("split") == "train"]
     checks = [line for line in history if line.get("split") == "validation"]
-    accuracy = [
-        Series("validation", "m0", [_points(checks, "accuracy")]),
-        Series("training batches as seen", "k0 control", [_points(train, "accuracy")]),
+    metric = next((m for line in checks if (m := headline_of(line)) is not None), "accuracy")
+    reached = [
+        Series("validation", "m0", [_points(checks, metric)]),
+        Series("training batches as seen", "k0 control", [_points(train, metric)]),
     ]
     terms = list(dict.fromkeys(name for line in train for name in line.get("terms", {})))[:8]
     losses = [
@@ -113,7 +119,7 @@ def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     rates = [Series("learning rate", "k0", [_points(train, "lr")])]
     figures = []
     for title, series, form in (
-        ("Accuracy %", accuracy, lambda v: f"{100 * v:g}"),
+        (f"{heading(METRICS[metric])} %", reached, lambda v: f"{100 * v:g}"),
         ("Loss by term, before weights", losses, lambda v: f"{v:.3g}"),
         ("Learning rate", rates, lambda v: f"{v:.2g}"),
     ):

@@ -4,24 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from limbeck.report.words import count, digits_for, interval, number, percent, plus_minus, signed, verdict
+from limbeck.report.words import (
+    count,
+    digits_for,
+    heading,
+    interval,
+    metric_of,
+    number,
+    percent,
+    plus_minus,
+    signed,
+    verdict,
+)
 
-COLUMNS = ("", "accuracy %", "vs best control", "", "agreement %", "parameters", "latency ms", "steps", "s / run")
+_REST = ("vs best control", "", "agreement %", "parameters", "latency ms", "steps", "s / run")
+COLUMNS = ("", "accuracy %", *_REST)
+
+
+def columns(comparison: dict[str, Any]) -> tuple[str, ...]:
+    """The table's head: ``COLUMNS`` with the comparison's own metric."""
+    return ("", f"{metric_of(comparison)[1]} %", *_REST)
 
 
 def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The teacher, the controls, the methods; one cell for each of ``COLUMNS``."""
-    digits = digits_for(comparison["data"]["samples"])
+    """The teacher, the controls, the methods; one cell for each of ``columns``."""
+    digits, (metric, _) = digits_for(comparison["data"]["samples"]), metric_of(comparison)
     found: list[tuple[str, ...]] = []
     teacher = comparison.get("teacher")
     if teacher:
         cost = (count(teacher.get("parameters")), number(teacher.get("latency_ms")))
-        found.append(("teacher", percent(teacher.get("accuracy"), digits), "", "", "", *cost, "", ""))
+        found.append(("teacher", percent(teacher.get(metric), digits), "", "", "", *cost, "", ""))
     for row in sorted(comparison["methods"], key=lambda r: r["role"]):
         found.append(
             (
                 row["name"],
-                plus_minus(row["accuracy"], digits),
+                plus_minus(row[metric], digits),
                 difference(row["gain"], digits),
                 verdict(row["gain"]) or ("best control" if row["entry"] == comparison["best_control"] else "control"),
                 percent(row["agreement"]["mean"]) if row.get("agreement") else "–",
@@ -44,11 +61,11 @@ def difference(gain: dict[str, Any] | None, digits: int) -> str:
 
 def caption(comparison: dict[str, Any]) -> str:
     """What the numbers are."""
-    seeds = len(comparison["seeds"])
+    seeds, name = len(comparison["seeds"]), heading(metric_of(comparison)[1])
     data = comparison["data"]
     spread = f"mean and 95% interval (Student's t) over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
     return (
-        f"Accuracy on {data['samples']} {data['split']} samples, {spread}; differences in points, paired by seed. "
+        f"{name} on {data['samples']} {data['split']} samples, {spread}; differences in points, paired by seed. "
         "A gain is a difference whose interval excludes zero."
     )
 
@@ -62,7 +79,7 @@ def markdown_table(comparison: dict[str, Any]) -> str:
     Returns:
         Text for a page; made again from the same file it is the same text.
     """
-    names = [name or " " for name in COLUMNS]
+    names = [name or " " for name in columns(comparison)]
     lines = [_line(names), _line(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 5)]
     lines += [_line(row) for row in rows(comparison)]
     environment = comparison["environment"]

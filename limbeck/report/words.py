@@ -7,6 +7,33 @@ from typing import Any
 
 MINUS = "\u2212"
 
+#: Headline metrics as people say them.
+METRICS = {"accuracy": "accuracy", "map_macro": "mAP"}
+
+
+def metric_of(comparison: dict[str, Any]) -> tuple[str, str]:
+    """What a comparison compares by: its key, and what people call it.
+
+    >>> metric_of({"metric": "map_macro"})
+    ('map_macro', 'mAP')
+    """
+    key = comparison.get("metric", "accuracy")
+    return key, METRICS.get(key, key)
+
+
+def heading(name: str) -> str:
+    """A name at the beginning of a line.
+
+    >>> heading("average precision"), heading("mAP")
+    ('Average precision', 'mAP')
+    """
+    return name[0].upper() + name[1:] if name[:2].islower() else name
+
+
+def headline_of(facts: dict[str, Any]) -> str | None:
+    """The headline metric that a run's facts have, if any."""
+    return next((key for key in METRICS if facts.get(key) is not None), None)
+
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number with so many decimals; a dash where there is none.
@@ -162,7 +189,7 @@ def cautions(comparison: dict[str, Any]) -> list[str]:
     said = [
         f"Intervals are 95%, Student's t over {seeds} seeds; differences are paired by seed. They speak of other seeds "
         "of this training on these data, not of other data, schedules or models.",
-        "A difference is called a gain or a loss only where its interval excludes zero. Intervals of accuracies are "
+        "A difference is called a gain or a loss only where its interval excludes zero. Intervals of results are "
         "shown cut at 0 and 100.",
     ]
     if methods > 1:

@@ -66,9 +66,9 @@ def span(
     return canvas.markup()
 
 
-def axis(scale: Scale) -> Markup:
+def axis(scale: Scale, called: str = "accuracy") -> Markup:
     """The numbers below the last line."""
-    canvas = Canvas(_WIDTH, 18, "accuracy in percent")
+    canvas = Canvas(_WIDTH, 18, f"{called} in percent")
     for value in ticks(scale.low, scale.high, 4):
         canvas.text(scale(value), 12, f"{100 * value:g}", anchor="middle")
     return canvas.markup()
