@@ -28,6 +28,7 @@ def load_model(
     in_channels: int | None = None,
     image_size: int | None = None,
     in_features: int | None = None,
+    vocabulary: int | None = None,
     weights: str | os.PathLike[str] | None = None,
     auto: str | None = None,
     pretrained: bool | None = None,
@@ -41,8 +42,8 @@ def load_model(
     ==============================  ====================================================================================
     ``"resnet20"``                  limbeck's zoo, see :func:`limbeck.models.create`
     ``"package.module:callable"``   what the callable returns, given ``options`` (and ``num_classes``, ``in_channels``,
-                                    ``image_size``, ``in_features`` where its signature has them); or the module of that
-                                    name itself
+                                    ``image_size``, ``in_features``, ``vocabulary`` where its signature has them); or
+                                    the module of that name itself
     a folder with ``config.json``   a transformers model; the class is that of the configuration, or ``auto``
     ``"hf:NAME"``                   the same from the Hugging Face Hub or its local cache
     ``"timm:NAME"``                 ``timm.create_model``
@@ -56,6 +57,7 @@ def load_model(
         in_channels: Channels of an image; ``None`` leaves the source's own default.
         image_size: Height of an image, for models that must know it.
         in_features: Length of a feature vector, for models that take such.
+        vocabulary: Number of token ids, for models of texts that must know it.
         weights: File or folder for :func:`load_weights`, read strictly; of the model with its head or without it.
         auto: A transformers class such as ``"AutoModelForImageClassification"``.
         pretrained: Start from the source's own weights; default yes for transformers, no for timm and torchvision.
@@ -77,6 +79,7 @@ def load_model(
         "in_channels": in_channels,
         "image_size": image_size,
         "in_features": in_features,
+        "vocabulary": vocabulary,
     }
     given = {key: value for key, value in sizes.items() if value is not None}
     name = spec if isinstance(spec, nn.Module) else os.fspath(spec)

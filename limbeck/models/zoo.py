@@ -20,6 +20,7 @@ from limbeck.models.mobilenetv2 import MobileNetV2
 from limbeck.models.resnet import cifar_resnet, imagenet_resnet
 from limbeck.models.shufflenetv1 import ShuffleNetV1
 from limbeck.models.shufflenetv2 import ShuffleNetV2
+from limbeck.models.text import TextEncoder
 from limbeck.models.vgg import VGG
 from limbeck.models.vit import ViT
 from limbeck.models.wrn import WideResNet
@@ -47,6 +48,7 @@ _FIXED: dict[str, Builder] = {
 _EXAMPLES = (
     *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
     *(f"resnet{depth}_a" for depth in (20, 32, 44, 56, 110)),
+    *("text_64_1", "text_128_4"),
     *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
 )
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Builder]], ...] = (
@@ -54,6 +56,7 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Builder]], ...] = (
     (r"resnet(\d+)_a", lambda m: partial(cifar_resnet, int(m[1]), shortcut="A")),
     (r"resnet(\d+)x4", lambda m: partial(cifar_resnet, int(m[1]), widths=_X4)),
     (r"wrn_(\d+)_(\d+)", lambda m: partial(WideResNet, int(m[1]), int(m[2]))),
+    (r"text_(\d+)_(\d+)", lambda m: partial(TextEncoder, int(m[1]), int(m[2]))),
     (r"mlp((?:_\d+)+)", lambda m: partial(MLP, tuple(int(width) for width in m[1].split("_")[1:]))),
 )
 
@@ -74,17 +77,24 @@ def is_known(name: str) -> bool:
 
 
 def create(
-    name: str, *, num_classes: int = 10, in_channels: int = 3, image_size: int | None = None, **options: Any
+    name: str,
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    vocabulary: int | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Build a model of the zoo; its forward returns logits ``[B, num_classes]``.
 
     Args:
         name: One of :func:`available`, or ``resnet{6n+2}`` (option B shortcuts, as in the CRD table),
             ``resnet{6n+2}_a`` (option A, as in He et al.), ``resnet{6n+2}x4``, ``wrn_{6n+4}_{width}``,
-            ``mlp_{width}_{width}...``.
+            ``mlp_{width}_{width}...``, ``text_{width}_{depth}``.
         num_classes: Number of logits.
         in_channels: Channels of an input image.
         image_size: Height of an input image; ``mlp``, ``vgg`` and ``vit`` must know it and take 32 if not given.
+        vocabulary: Number of token ids; ``text`` must know it and takes 20,000 if not given.
         options: The family's own, such as ``shortcut="A"``, ``dropout=0.3`` or ``patch_size=2``.
 
     Raises:
@@ -96,12 +106,19 @@ def create(
         torch.Size([2, 7])
     """
     builder = _builder(name)
-    for field, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", image_size)):
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size, "vocabulary": vocabulary}
+    for field, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ModelError("it must be a positive whole number", where=field, found=repr(value))
     accepted = inspect.signature(builder).parameters
-    if image_size is not None and "image_size" in accepted:
-        options["image_size"] = image_size
+    given = {key: value for key, value in sizes.items() if value is not None and key in accepted}
+    if vocabulary is not None and "vocabulary" not in accepted:
+        raise ModelError(
+            "this model takes no texts",
+            where=name,
+            found=f"{vocabulary} token ids",
+            remedy="use text_64_1 or a model of your own",
+        )
     if options.get("in_features") is not None and "in_features" not in accepted:
         raise ModelError(
             "this model takes images, and these are feature vectors",
@@ -116,7 +133,7 @@ def create(
             remedy = did_you_mean(key, own)
             raise ModelError("no such option", where=f"{name}.{key}", wanted=", ".join(own) or "none", remedy=remedy)
     try:
-        return builder(num_classes=num_classes, in_channels=in_channels, **options)
+        return builder(**{**given, **options})
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"these options do not make a model: {error}", where=name, found=options) from error
 

@@ -68,7 +68,7 @@ def check_loader(data: Data, split: Split, device: torch.device | str = "cpu") -
 
 
 _MEASURED = 512
-_BESIDE = {"spec", "weights", "auto", "pretrained"}
+_BESIDE = {"spec", "weights", "auto", "pretrained", "head"}
 
 
 @dataclass(frozen=True)
@@ -80,19 +80,21 @@ class Sizes:
         in_channels: Channels of an image, ``None`` where inputs are no images.
         image_size: Height of an image.
         in_features: Length of a feature vector, ``None`` where inputs are none.
+        vocabulary: Number of token ids, ``None`` where inputs are no texts.
     """
 
     num_classes: int | None = None
     in_channels: int | None = None
     image_size: int | None = None
     in_features: int | None = None
+    vocabulary: int | None = None
 
     @classmethod
-    def of(cls, batch: Batch, classes: int | None) -> Sizes:
-        """The sizes that a batch shows."""
+    def of(cls, batch: Batch, classes: int | None, vocabulary: int | None = None) -> Sizes:
+        """The sizes that a batch shows, and those that its loader knows."""
         inputs = batch.inputs
         if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or inputs.ndim not in (2, 4):
-            return cls(classes)
+            return cls(classes, vocabulary=vocabulary)
         return cls(classes, *inputs.shape[1:3]) if inputs.ndim == 4 else cls(classes, in_features=inputs.shape[1])
 
     def options(self) -> dict[str, int]:

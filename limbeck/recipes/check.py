@@ -76,6 +76,7 @@ class _Check:
         self.usable, self.problems = sections(document)
         self.batch: Batch | None = None
         self.info = DataInfo()
+        self.vocabulary: int | None = None
 
     def run(self) -> list[Problem]:
         """All problems, in the order of the file."""
@@ -83,7 +84,7 @@ class _Check:
         if "data" in self.usable:
             self.data(self.usable["data"])
             if self.batch is not None:
-                sizes = Sizes.of(self.batch, self.info.classes)
+                sizes = Sizes.of(self.batch, self.info.classes, self.vocabulary)
         student = self.model(("student",), sizes) if "student" in self.usable else None
         teacher = self.teacher(sizes) if self.usable.get("teacher") is not None else None
         terms = self.loss(self.usable["loss"]) if "loss" in self.usable else {}
@@ -161,6 +162,7 @@ class _Check:
         ))  # fmt: skip
         if made is not None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
+        self.vocabulary = split.vocabulary
         few_batches = made.plain if made is not None else None  # what is made of all samples is tried on these
         self.info = DataInfo(train.samples, train.labels, split.class_count, few_batches, task=split.task)
 

@@ -250,7 +250,7 @@ def with_budget(recipe: Recipe, entries: list[Entry], most: float | None = None)
     source = source_of(recipe.data)
     loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed)
     example = loader.example(1)
-    sizes = Sizes.of(example, loader.classes)
+    sizes = Sizes.of(example, loader.classes, loader.vocabulary)
     models = (model_of(spec, sizes, 0, weights=False) for spec in (recipe.student, recipe.teacher))
     own, other = (flops(model, example.inputs) for model in models)
     times = (3 * own + other) / (3 * own) if own else 1.0

@@ -14,6 +14,7 @@ from limbeck.core.errors import ConfigError, LimbeckError
 from limbeck.core.files import write_json, write_text
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
+from limbeck.data.sources.texts import TextSplit
 from limbeck.engine.config import FREE, TrainConfig
 from limbeck.models.heads import settle_head
 from limbeck.models.student import describe_inputs, save_student
@@ -65,7 +66,7 @@ def run(
         write_text(out / "recipe.yaml", dump(recipe.written()))
     source = source_of(recipe.data)
     loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed, device)
-    sizes = Sizes.of(loader.example(1), loader.classes)
+    sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
     beside = Path(teachers) if teachers is not None else out.parent / "teachers"
     teacher = teacher_of(recipe, source, sizes, beside, device=device, main=main, quiet=quiet)
     student = model_of(recipe.student, sizes, recipe.seed, example=loader.example(2).to("cpu"), teacher=teacher)
@@ -87,6 +88,7 @@ def run(
         inputs=describe_inputs(example.inputs),
         classes=source.classes,
         normalize=loader.describe().get("normalise"),
+        **text_of(source),
     )
     name, split = held_out(source)
     place = next((p.device for p in fitted.student.parameters()), torch.device("cpu"))
@@ -113,6 +115,12 @@ def run(
     result = json.loads(json.dumps({**result, **facts}))
     write_json(out / "result.json", result)
     return result
+
+
+def text_of(source: DataSource) -> dict[str, Any]:
+    """How texts become what the student takes, for its folder."""
+    train = source.train
+    return {"text": train.tokenizer.written()} if isinstance(train, TextSplit) else {}
 
 
 def held_out(source: DataSource) -> tuple[str, Split]:

@@ -10,15 +10,14 @@ from limbeck.core.errors import ModelError
 from limbeck.models import available, create, load_weights, parameters, save_weights
 
 HEAVY = ("ResNet34", "vgg16", "vit_small", "resnet32x4", "resnet110")  # others of their families stand for them
-LIGHT = [name for name in available() if name not in HEAVY]
+IMAGES = [name for name in available() if not name.startswith("text")]
+LIGHT = [name for name in IMAGES if name not in HEAVY]
 # one of each family, the lightest
 FAMILIES = ["resnet8", "resnet20_a", "resnet8x4", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"]
 FAMILIES += ["mlp", "vit_mini"]
 
 
-@pytest.mark.parametrize(
-    "name", [n if n not in HEAVY else pytest.param(n, marks=pytest.mark.slow) for n in available()]
-)
+@pytest.mark.parametrize("name", [n if n not in HEAVY else pytest.param(n, marks=pytest.mark.slow) for n in IMAGES])
 def test_logits_of_colour_images(name: str) -> None:
     net = create(name, num_classes=7).eval()
     with torch.no_grad():

@@ -18,12 +18,12 @@ from limbeck.data.tokenizer import Tokenizer
 class TextSplit(TensorSplit):
     """Tokenized texts: ``input_ids`` and ``attention_mask``, with the tokenizer that made them."""
 
-    tokenizer: Tokenizer | None = field(default=None, kw_only=True)
+    tokenizer: Tokenizer = field(kw_only=True)
 
     @property
-    def vocabulary(self) -> int | None:
+    def vocabulary(self) -> int:
         """How many token ids there are."""
-        return None if self.tokenizer is None else self.tokenizer.size
+        return self.tokenizer.size
 
 
 @dataclass(eq=False)
