@@ -163,3 +163,20 @@ def unfused(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tens
     for tensor, name in ((queries, "queries"), (keys, "keys"), (values, "values")):
         check_floating(tensor, name, least=3)
     return queries.chunk(3, dim=-1) if queries is values else (queries, keys, values)  # type: ignore[return-value]
+
+
+def windows(feature: Tensor, scales: list[int] | None = None) -> Tensor:
+    """Means over sliding windows of a map, ``[B, N, C]``: of each size, half a window apart.
+
+    Args:
+        feature: ``[B, C, H, W]``.
+        scales: Window sizes; default 1, 2, 4, ... and the whole map, which is always the last.
+
+    >>> import torch
+    >>> windows(torch.zeros(1, 3, 4, 4)).shape  # 16 places, 9 windows of 2, the whole
+    torch.Size([1, 26, 3])
+    """
+    side = min(feature.shape[2:])
+    sizes = [2**i for i in range(side.bit_length()) if 2**i < side] if scales is None else scales
+    cut = [F.avg_pool2d(feature, k, max(1, k // 2)).flatten(2) for k in sizes if k < side]
+    return torch.cat([*cut, feature.mean(dim=(2, 3)).unsqueeze(2)], dim=2).transpose(1, 2)
