@@ -63,8 +63,11 @@ def fsp_loss(
     if pool not in ("max", "avg"):
         raise ConfigError("no such pooling", where="pool", found=repr(pool), wanted="'max' or 'avg'")
     if len(student_features) != len(teacher_features) or len(student_features) < 2:
-        found = f"{len(student_features)} and {len(teacher_features)} layers"
-        raise TensorError("flow is between layers", where="student_features", found=found, wanted="two or more of each")
+        found, wanted = (
+            f"{len(student_features)} and {len(teacher_features)} layers",
+            "two or more of each: try 'blocks'",
+        )
+        raise TensorError("flow is between layers", where="student_features", found=found, wanted=wanted)
     for name, features in (("student_feature", student_features), ("teacher_feature", teacher_features)):
         for feature in features:
             check_floating(feature, name, least=3)

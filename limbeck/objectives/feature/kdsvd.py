@@ -61,8 +61,11 @@ def kdsvd_loss(
     """
     check_positive(k, "k")
     if len(student_features) != len(teacher_features) or len(student_features) < 2:
-        found = f"{len(student_features)} and {len(teacher_features)} layers"
-        raise TensorError("flow is between layers", where="student_features", found=found, wanted="two or more of each")
+        found, wanted = (
+            f"{len(student_features)} and {len(teacher_features)} layers",
+            "two or more of each: try 'blocks'",
+        )
+        raise TensorError("flow is between layers", where="student_features", found=found, wanted=wanted)
     students = [_places(f, "student_feature", mask) for f in student_features]
     teachers = [_places(f.detach(), "teacher_feature", mask) for f in teacher_features]
     k = min(k, *(side for x in (*students, *teachers) for side in x.shape[1:]))
