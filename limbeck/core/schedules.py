@@ -148,8 +148,8 @@ class Product(Schedule):
     def at(self, progress: Tensor) -> Tensor:
         return self.first.at(progress) * self.second.at(progress)
 
-
-del Schedule.known["product"]  # made by multiplying; it has no written form
+    def written(self) -> dict[str, Any]:
+        return {"product": {"first": self.first.written(), "second": self.second.written()}}
 
 
 def parse_schedule(value: Any, where: str = "schedule") -> Schedule:
@@ -191,6 +191,11 @@ def parse_schedule(value: Any, where: str = "schedule") -> Schedule:
                 wanted=f"one of {', '.join(names)}",
                 remedy=did_you_mean(str(option), names),
             )
+    if kind is Product:
+        both = {option: parse_schedule(part, f"{where}.product.{option}") for option, part in (options or {}).items()}
+        if both.keys() != {"first", "second"}:
+            raise ConfigError("a product has two factors", where=f"{where}.product", wanted="first and second")
+        return Product(**both)
     try:
         return TypeAdapter(kind).validate_python(options or {})
     except ValidationError as error:

@@ -99,7 +99,8 @@ def test_written_forms(written: Any, wanted: Schedule) -> None:
         ({"exponential": {"start": 1, "end": 0}}, "one sign and are not zero; found start=1.0, end=0.0"),
         ({"linear": 3}, r"loss\.kd\.weight"),
         ({"linear": {}, "cosine": {}}, "not a schedule"),
-        ({"product": {"first": 1, "second": 2}}, "no such schedule"),
+        ({"product": {"first": 1}}, "two factors"),
+        ({"product": {"first": 1, "second": {"warmup": {"untill": 1}}}}, "no such option"),
         ({"linear": {1: 2}}, r"weight\.linear\.1: .*has no such option"),
         (True, "not a schedule; found True"),
         ("0.5", "not a schedule"),
@@ -116,3 +117,9 @@ def test_mistakes_in_the_written_form_are_one_readable_error(written: Any, messa
 def test_a_weight_that_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(ConfigError, match="weight"):
         parse_schedule(value, where="weight")
+
+
+def test_a_product_is_written_and_read_back() -> None:
+    schedule = 1089.0 * WarmUp(0.25)
+    assert parse_schedule(schedule.written()) == schedule
+    assert float(parse_schedule(schedule.written())(0.125)) == pytest.approx(544.5)
