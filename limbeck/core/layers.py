@@ -118,3 +118,16 @@ def tap_values(trace: Trace, taps: Sequence[str]) -> list[Tensor]:
     """What stands at some taps, in order; a plural role gives all its layers."""
     values = [trace[tap] for tap in taps]
     return [f for value in values for f in (value if isinstance(value, list) else [value])]
+
+
+def check_flow(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]) -> None:
+    """Refuse what is no flow from layer to layer: fewer than two, or not as many of both models."""
+    numbers = len(student_features), len(teacher_features)
+    if numbers[0] != numbers[1] or numbers[0] < 2:
+        raise TensorError(
+            "flow is between layers",
+            where="student_features",
+            found=f"{numbers[0]} and {numbers[1]} layers",
+            wanted="two or more of each",
+            remedy="name the layers, or take tap='blocks' where a model has one stage",
+        )

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
-from limbeck.core.errors import ConfigError, TensorError
-from limbeck.core.layers import SameWidth, Tap
+from limbeck.core.errors import ConfigError
+from limbeck.core.layers import SameWidth, Tap, check_flow
 from limbeck.core.layout import to_map
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.precision import without_autocast
@@ -62,12 +62,7 @@ def fsp_loss(
     """
     if pool not in ("max", "avg"):
         raise ConfigError("no such pooling", where="pool", found=repr(pool), wanted="'max' or 'avg'")
-    if len(student_features) != len(teacher_features) or len(student_features) < 2:
-        found, wanted = (
-            f"{len(student_features)} and {len(teacher_features)} layers",
-            "two or more of each: try 'blocks'",
-        )
-        raise TensorError("flow is between layers", where="student_features", found=found, wanted=wanted)
+    check_flow(student_features, teacher_features)
     for name, features in (("student_feature", student_features), ("teacher_feature", teacher_features)):
         for feature in features:
             check_floating(feature, name, least=3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import TensorError
-from limbeck.core.layers import SameWidth, Tap
+from limbeck.core.layers import SameWidth, Tap, check_flow
 from limbeck.core.objective import Contract
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_floating, check_positive, fit_mask, reduce, widen
@@ -60,12 +60,7 @@ def kdsvd_loss(
     tensor(0.0244)
     """
     check_positive(k, "k")
-    if len(student_features) != len(teacher_features) or len(student_features) < 2:
-        found, wanted = (
-            f"{len(student_features)} and {len(teacher_features)} layers",
-            "two or more of each: try 'blocks'",
-        )
-        raise TensorError("flow is between layers", where="student_features", found=found, wanted=wanted)
+    check_flow(student_features, teacher_features)
     students = [_places(f, "student_feature", mask) for f in student_features]
     teachers = [_places(f.detach(), "teacher_feature", mask) for f in teacher_features]
     k = min(k, *(side for x in (*students, *teachers) for side in x.shape[1:]))
