@@ -89,6 +89,49 @@ def _separable(channels: int, out: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class BottleneckBranch(nn.Module):
+    """BYOT's branch: convolutions that are narrow inside bring a layer to the last one's grid; pooling, a classifier.
+
+    Args:
+        feature: An example, ``[B, C, H, W]`` or ``[B, N, D]`` (its grid without class tokens).
+        deepest: The same of the last layer.
+        width: What enters the classifier.
+        classes: What leaves it.
+        relu: End the feature with a ReLU, as that of the last layer does.
+
+    >>> answer, feature = BottleneckBranch(torch.zeros(2, 8, 16, 16), torch.zeros(2, 32, 4, 4), 32, 10)(
+    ...     torch.zeros(2, 8, 16, 16)
+    ... )
+    >>> answer.shape, feature.shape
+    (torch.Size([2, 10]), torch.Size([2, 32]))
+    """
+
+    def __init__(self, feature: Tensor, deepest: Tensor, width: int, classes: int, relu: bool = True) -> None:
+        super().__init__()
+        own, last, inner = to_map(feature), to_map(deepest), max(width // 4, 1)
+        ratio = [max(a // b, 1) for a, b in zip(own.shape[2:], last.shape[2:], strict=True)]
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(own.shape[1], inner, 1),
+            BatchNorm(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, (ratio[0], ratio[1]), (ratio[0], ratio[1])),
+            BatchNorm(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, width, 1),
+            BatchNorm(width),
+            nn.ReLU() if relu else nn.Identity(),
+        )
+        self.classifier = nn.Linear(width, classes)
+        for module in self.bottleneck:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``[B, classes]`` and what the classifier reads, ``[B, width]``."""
+        read = self.bottleneck(to_map(feature, "student_feature")).mean(dim=(2, 3))
+        return self.classifier(read), read
+
+
 class TokenBranch(nn.Module):
     """OFA's branch on tokens: patches merged two by two to a grid of 7, transformer blocks, a classifier.
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from limbeck.core.errors import TensorError
-from limbeck.objectives.parts.branches import TokenBranch, branch, branch_points, conv_branch
+from limbeck.objectives.parts.branches import BottleneckBranch, TokenBranch, branch, branch_points, conv_branch
 
 
 def test_the_last_layer_at_each_resolution_branches_off() -> None:
@@ -55,3 +55,21 @@ def test_the_class_token_is_read_where_there_is_one() -> None:
 def test_convolutions_double_and_end_at_the_width() -> None:
     widths = [m.out_channels for m in conv_branch(6, 3, 40, 5).modules() if isinstance(m, nn.Conv2d)]
     assert widths == [6, 6, 6, 12, 12, 12, 12, 24, 24, 24, 24, 40]
+
+
+def test_bottlenecks_bring_a_layer_to_the_last_ones_grid() -> None:
+    """The released ResNet's first branch: 32x32 to 4x4 by one convolution of stride 8, a quarter as wide inside."""
+    head = BottleneckBranch(torch.zeros(2, 8, 32, 32), torch.zeros(2, 64, 4, 4), 64, 10)
+    convolutions = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size, c.stride) for c in convolutions] == [
+        (8, 16, (1, 1), (1, 1)),
+        (16, 16, (8, 8), (8, 8)),
+        (16, 64, (1, 1), (1, 1)),
+    ]
+    answer, read = head(torch.randn(2, 8, 32, 32))
+    assert (answer.shape, read.shape) == ((2, 10), (2, 64))
+    assert (read >= 0).all()
+    tokens = torch.randn(2, 17, 8)
+    other = BottleneckBranch(tokens, tokens, 12, 10, relu=False)(tokens)[1]
+    assert other.shape == (2, 12)
+    assert (other < 0).any()
