@@ -13,8 +13,8 @@ from limbeck.core.layout import to_map
 from limbeck.core.objective import Contract, DataInfo
 from limbeck.core.projectors import ConvProjector
 from limbeck.core.reduction import Reduction, check_features, check_positive, reduce, widen
-from limbeck.core.regions import check_masks, masked_mean, overlap
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.regions import check_masks, masked_mean, overlap
 
 
 def acam_kd_loss(

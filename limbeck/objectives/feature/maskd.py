@@ -10,8 +10,8 @@ from limbeck.core.catalogue import Card, register
 from limbeck.core.layers import SameWidth
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.reduction import Reduction, check_features, check_positive, reduce, widen
-from limbeck.core.regions import Receptors, check_masks, in_places, masked_mean
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.regions import Receptors, check_masks, in_places, masked_mean
 
 
 def maskd_loss(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import TensorError
-from limbeck.core.heads import Fusion
 from limbeck.core.layers import LayerObjective, Tap
 from limbeck.core.layout import to_map
 from limbeck.core.objective import Contract, DataInfo
@@ -18,6 +17,7 @@ from limbeck.core.reduction import Reduction, check_features, check_positive, re
 from limbeck.core.relations import check_same_batch, pooled
 from limbeck.core.schedules import WarmUp
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.fusion import Fusion
 
 
 def reviewkd_loss(

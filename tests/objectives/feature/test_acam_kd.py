@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import ConfigError, TensorError
-from limbeck.core.regions import overlap
 from limbeck.objectives.feature.acam_kd import ACAMKD, CooperativeMasks, acam_kd_loss
+from limbeck.objectives.parts.regions import overlap
 from tests.objectives.test_classes import make, make_batch
 
 

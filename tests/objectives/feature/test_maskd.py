@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import ConfigError, TensorError
-from limbeck.core.regions import masked_mean, overlap
 from limbeck.objectives.feature.maskd import MasKD, maskd_loss
+from limbeck.objectives.parts.regions import masked_mean, overlap
 from tests.objectives.test_classes import Net, make, make_batch
 
 

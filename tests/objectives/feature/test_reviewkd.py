@@ -6,10 +6,10 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import TensorError
-from limbeck.core.heads import Fusion
 from limbeck.core.objective import DataInfo
 from limbeck.core.trace import Trace
 from limbeck.objectives.feature.reviewkd import ReviewKD, reviewkd_loss
+from limbeck.objectives.parts.fusion import Fusion
 from tests.objectives.reference import mean
 from tests.objectives.test_classes import Net, make, make_batch
 
