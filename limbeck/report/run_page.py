@@ -93,7 +93,7 @@ def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     reached = f"{percent(result[metric], digits)} %"
     said = f"The student is right on {reached} of held-out samples"
     if metric != "accuracy":
-        said = f"The student's {METRICS[metric]} on held-out samples is {reached}"
+        said = f"On held-out samples the student has an {METRICS[metric]} of {reached}"
     if teacher.get(metric) is not None:
         gap = result[metric] - teacher[metric]
         side = f"{percent(abs(gap), digits)} points {'above' if gap > 0 else 'below'}" if gap else "the same as"
