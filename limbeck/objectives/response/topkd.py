@@ -13,7 +13,7 @@ from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
 from limbeck.core.relations import unit
 from limbeck.core.trace import Trace
-from limbeck.objectives.relation.crd import crd_loss
+from limbeck.objectives.parts.contrast import crd_loss
 
 
 def topkd_loss(
