@@ -125,20 +125,18 @@ class GroupedLinear(nn.Module):
         width: Of those that leave.
         size: Height and width of the maps.
         window: Height and width of a window; at the lower and right edge it may be cut. The whole map: one linear map.
-        dropout: Of what comes.
 
     >>> layer = GroupedLinear(8, 6, (14, 14))
     >>> layer(torch.zeros(2, 8, 14, 14)).shape, layer.weight.shape
     (torch.Size([2, 6, 14, 14]), torch.Size([16, 8, 6]))
     """
 
-    def __init__(self, channels: int, width: int, size: tuple[int, int], window: int = 4, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, width: int, size: tuple[int, int], window: int = 4) -> None:
         super().__init__()
         self.size, self.window = (int(size[0]), int(size[1])), window
         self.rows, self.columns = -(-self.size[0] // window), -(-self.size[1] // window)
         self.weight = nn.Parameter(torch.empty(self.rows * self.columns, channels, width))
         self.bias = nn.Parameter(torch.empty(self.rows * self.columns, 1, width))
-        self.dropout = nn.Dropout(dropout)
         for parameter in (self.weight, self.bias):  # as nn.Linear
             nn.init.uniform_(parameter, -(channels**-0.5), channels**-0.5)
 
@@ -146,8 +144,7 @@ class GroupedLinear(nn.Module):
         _check(feature, 4, 1, self.weight.shape[1])
         _check_size(feature, self.size)
         (height, width), window = self.size, self.window
-        x = self.dropout(feature.to(self.weight.dtype))
-        x = F.pad(x, (0, self.columns * window - width, 0, self.rows * window - height))
+        x = F.pad(feature.to(self.weight.dtype), (0, self.columns * window - width, 0, self.rows * window - height))
         x = x.unflatten(3, (self.columns, window)).unflatten(2, (self.rows, window)).permute(0, 2, 4, 3, 5, 1)
         x = torch.einsum("bgpc,gcd->bgpd", x.flatten(3, 4).flatten(1, 2), self.weight) + self.bias
         x = x.unflatten(1, (self.rows, self.columns)).unflatten(3, (window, window)).permute(0, 5, 1, 3, 2, 4)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.batch import Batch
@@ -78,3 +80,36 @@ def quarter_turns(batch: Batch) -> Batch:
 
     other, stacked = batch.teacher_inputs, stack_views(batch, turned(batch.inputs))
     return stacked if other is None else stacked.replace(teacher_inputs=torch.cat(turned(other)))
+
+
+def perturbed(images: Tensor, probability: float = 0.5) -> Tensor:
+    """Images of which some are seen otherwise: other brightness and contrast, turned, cropped, with patches hidden.
+
+    Of each image by chance: contrast 0.6 to 1.4, brightness by up to 0.4 of its deviation, in each channel; a turn of
+    up to 30 degrees; a square of 0.7 to 1 of its side, anywhere; of an 8 by 8 grid, one in ten is 0.
+
+    Args:
+        images: ``[B, C, H, W]``, floating.
+        probability: That an image is seen otherwise.
+
+    >>> images = torch.randn(4, 3, 8, 8)
+    >>> torch.equal(perturbed(images, probability=0.0), images), perturbed(images).shape
+    (True, torch.Size([4, 3, 8, 8]))
+    """
+    size, device = images.shape[0], images.device
+
+    def drawn(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(size, *shape, device=device)
+
+    channels = images.shape[1]
+    seen = images.float()
+    mean, deviation = seen.mean(dim=(2, 3), keepdim=True), seen.std(dim=(1, 2, 3), keepdim=True, correction=0)
+    seen = (seen - mean) * drawn(0.6, 1.4, channels, 1, 1) + mean + deviation * drawn(-0.4, 0.4, channels, 1, 1)
+    angle, side = drawn(-math.pi / 6, math.pi / 6), drawn(0.7, 1.0)
+    shift = drawn(-1.0, 1.0, 2) * (1 - side).unsqueeze(1)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(size, 2, 2)
+    theta = torch.cat([turn * side.view(size, 1, 1), shift.unsqueeze(2)], dim=2)
+    seen = F.grid_sample(seen, F.affine_grid(theta, list(seen.shape), align_corners=False), align_corners=False)
+    hidden = F.interpolate((drawn(0.0, 1.0, 1, 8, 8) < 0.1).float(), images.shape[2:]) > 0
+    other = drawn(0.0, 1.0, 1, 1, 1) < probability
+    return torch.where(other, seen.masked_fill(hidden, 0.0).to(images.dtype), images)
