@@ -102,6 +102,7 @@ def read_answers(path: str) -> Tensor:
             "An answer may be unknown (negative).",
             "Detection is left out: the paper does not say where the outputs stand.",
         ),
+        needs=("extras",),
         tasks=("aspects",),
         with_labels={"cross_entropy": 1.0},
         weight=4.0,
