@@ -80,7 +80,7 @@ def _pyramid(student: Tensor, teacher: Tensor) -> Tensor:
         knowledge="feature",
         equation=r"\sum_j \mathrm{HCL}\left( \mathrm{ABF}(F^S_j, F^S_{j+1}, \ldots),\ F^T_j \right)",
         use="Strong between convolutional networks, for classification and detection; every layer of the teacher is "
-        "reached from all deeper layers of the student.",
+        "reached from all deeper layers of the student. Beside a small student the fusion costs as much as itself.",
         defaults={
             "tap": "the last layer at each resolution, as in the paper",
             "teacher_tap": "beside the default tap the same before their ReLU, as in the authors' code",
