@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.layout import to_map
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import check_floating, widen
-from limbeck.core.relations import pooled
+from limbeck.core.relations import pooled, unit
 
 
 @without_autocast
@@ -80,7 +79,7 @@ def check_pooled(feature: Tensor, penultimate: Tensor, where: str) -> None:
     """
     mean, _ = pooled(widen(to_map(feature, where)))
     entering = widen(penultimate)
-    if mean.shape != entering.shape or F.cosine_similarity(mean, entering, dim=1).mean() < 0.99:
+    if mean.shape != entering.shape or (unit(mean) - unit(entering)).norm(dim=1).mean() > 0.1:
         raise ConfigError(
             "the classifier does not read the mean of this map, so it says nothing about its places",
             where=where,

@@ -42,6 +42,8 @@ def test_another_map_than_the_pooled_one_is_refused() -> None:
     feature = torch.randn(4, 8, 5, 5)
     check_pooled(feature, feature.mean((2, 3)), "stages:-1")
     check_pooled(feature.half(), 3 * feature.mean((2, 3)).half(), "stages:-1")
+    check_pooled(1e-9 * feature, 1e-9 * feature.mean((2, 3)), "stages:-1")
+    check_pooled(0 * feature, 0 * feature.mean((2, 3)), "stages:-1")
     for other in (feature.relu().mean((2, 3)), torch.randn(4, 9)):
         with pytest.raises(ConfigError, match="stages:-1"):
             check_pooled(feature, other, "stages:-1")
