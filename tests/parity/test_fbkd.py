@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from limbeck.core.non_local import RelationHeads
+from limbeck.objectives.parts.non_local import RelationHeads
 
 NAMES = {
     "adapt": "student.adaptation_layers",

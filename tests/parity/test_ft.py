@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from limbeck.core.paraphraser import Paraphraser, three_layers
+from limbeck.objectives.parts.paraphraser import Paraphraser, three_layers
 
 
 def test_paraphraser_and_translator() -> None:

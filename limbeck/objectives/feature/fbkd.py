@@ -9,12 +9,12 @@ from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.layers import LayerObjective, Tap
 from limbeck.core.layout import same_places
-from limbeck.core.non_local import RelationHeads
 from limbeck.core.objective import Contract, DataInfo
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_features, check_floating, check_positive, reduce, widen
 from limbeck.core.relations import check_same_batch
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.non_local import RelationHeads
 
 
 @without_autocast

@@ -9,10 +9,10 @@ from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.layout import same_places
 from limbeck.core.objective import Contract, DataInfo, Objective
-from limbeck.core.paraphraser import Paraphrase, Paraphraser, last_map, three_layers
 from limbeck.core.reduction import Reduction, check_features, check_positive, reduce, widen
 from limbeck.core.relations import project, unit
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.paraphraser import Paraphrase, Paraphraser, last_map, three_layers
 
 
 def ft_loss(

@@ -16,8 +16,8 @@ from limbeck.core.objective import Contract
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, check_floating, check_positive, fit_mask, reduce, widen
 from limbeck.core.relations import channel_dim, check_same_batch, unit
-from limbeck.core.singular import right_vectors
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.singular import right_vectors
 
 
 @without_autocast

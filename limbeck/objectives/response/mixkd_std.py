@@ -9,10 +9,10 @@ from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import cross_entropy_rows, kl_rows, soften, standardise
 from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.labels import soft_labels
-from limbeck.core.mixup import check_mixable, partial_mixup
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, reduce
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.mixup import check_mixable, partial_mixup
 
 
 def mixkd_std_loss(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, LimbeckError
-from limbeck.core.non_local import NonLocal, RelationHeads
 from limbeck.models import create
 from limbeck.objectives.feature.fbkd import FBKD, fbkd_loss
+from limbeck.objectives.parts.non_local import NonLocal, RelationHeads
 
 
 def softmax(values: list[float], temperature: float) -> list[float]:

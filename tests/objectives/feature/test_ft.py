@@ -10,9 +10,9 @@ import torch
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, TensorError
-from limbeck.core.paraphraser import Paraphrase, Paraphraser
 from limbeck.models import create
 from limbeck.objectives.feature.ft import FT, ft_loss
+from limbeck.objectives.parts.paraphraser import Paraphrase, Paraphraser
 
 
 def test_the_papers_distance() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError, LimbeckError
-from limbeck.core.mixup import mix, partial_mixup
+from limbeck.objectives.parts.mixup import mix, partial_mixup
 
 
 def batch_of(size: int = 8, classes: int = 5) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limbeck.core.singular import right_vectors
+from limbeck.objectives.parts.singular import right_vectors
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 4), (2, 3, 5), (2, 4, 4)])
