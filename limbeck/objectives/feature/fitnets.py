@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import ConfigError
+from limbeck.core.layout import to_map
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.projectors import projector
 from limbeck.core.reduction import Reduction, check_features, reduce, widen
@@ -144,16 +145,21 @@ class FitNets(Objective):
         """All of it belongs into the first stage."""
         return self
 
-    def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
+    def _layers(self, student: Trace, teacher: Trace) -> tuple[Tensor, Tensor]:
+        """The guided layer and the hint; both as maps where one is a map and the other tokens."""
         guided, hint = student[self.tap], teacher[self.teacher_tap]
         for feature, tap in ((guided, self.tap), (hint, self.teacher_tap)):
             if not isinstance(feature, Tensor):
                 raise ConfigError("one layer is wanted", where="fitnets", found=tap, remedy=f"choose one: {tap}:0")
+        return (to_map(guided), to_map(hint)) if {guided.ndim, hint.ndim} == {3, 4} else (guided, hint)
+
+    def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
+        guided, hint = self._layers(student, teacher)
         self.regressor = regressor(guided, hint, bool((hint >= 0).all()) if self.relu is None else self.relu)
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        guided = project(self.ready("regressor"), student[self.tap], "student_feature")
-        hint = teacher[self.teacher_tap].detach()
+        guided, hint = self._layers(student, teacher)
+        guided, hint = project(self.ready("regressor"), guided, "student_feature"), hint.detach()
         if guided.ndim == 4 and guided.shape[2:] != hint.shape[2:]:
             hint = F.adaptive_avg_pool2d(hint, (guided.shape[2], guided.shape[3]))
         return fitnets_loss(guided, hint, mask=batch.mask)

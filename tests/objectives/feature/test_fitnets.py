@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from limbeck.core.batch import Batch
 from limbeck.core.errors import TensorError
-from limbeck.objectives.feature.fitnets import fitnets_loss
+from limbeck.core.objective import DataInfo
+from limbeck.core.trace import Trace
+from limbeck.objectives.feature.fitnets import FitNets, fitnets_loss
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 4, 5), (3, 5, 2, 4), (3, 5, 2, 2, 2)])
@@ -29,3 +33,17 @@ def test_mask_over_the_places_of_a_map() -> None:
 def test_regressor_is_the_callers_affair() -> None:
     with pytest.raises(TensorError, match=r"student_feature.*\[2, 3, 8, 8\].*\[2, 6, 8, 8\]"):
         fitnets_loss(torch.randn(2, 3, 8, 8), torch.randn(2, 6, 8, 8))
+
+
+def test_a_map_and_tokens_meet_as_maps() -> None:
+    """A convolutional student learns a transformer's tokens as a map, and the other way round."""
+    loss = FitNets("layer")
+    student = Trace(None, {"layer": torch.randn(2, 4, 6, 6)})
+    teacher = Trace(None, {"layer": torch.randn(2, 17, 8)})
+    loss.setup(student, teacher, Batch(torch.zeros(2, 1)), DataInfo())
+    assert isinstance(loss.regressor, nn.Conv2d)
+    hint = teacher["layer"][:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    wanted = fitnets_loss(loss.regressor(student["layer"]), hint)
+    torch.testing.assert_close(loss(student, teacher, Batch(torch.zeros(2, 1))), wanted)
+    loss.setup(teacher, student, Batch(torch.zeros(2, 1)), DataInfo())
+    assert loss(teacher, student, Batch(torch.zeros(2, 1))).isfinite()  # the smaller map: the hint is pooled
