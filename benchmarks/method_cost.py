@@ -1,7 +1,7 @@
 """What one training step of each method costs over a step of plain KD on the same pair: time and memory.
 
-Student resnet20, teacher resnet56, images of 32 x 32 pixels. A method that needs token rows or attention maps is
-measured on two small vision transformers instead, and one made for several labels, for coordinates or for pairs of
+Student resnet20, teacher resnet56, images of 32 x 32 pixels. A method that needs queries or attention maps is
+measured on vision transformers instead, and one made for several labels, for coordinates or for pairs of
 images and texts on data of that kind, with the same networks where it can; KD always on the same pair and batch. Each
 method trains with what its card calls usual; KD with its own. Steps of both alternate, so that a busy machine slows
 both, and the median of the ratios of neighbours is told. Memory is the peak of the process during a step over what it
@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from limbeck.conformance.models import DualEncoder
 from limbeck.core import catalogue
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import LimbeckError
 from limbeck.core.objective import DataInfo
 from limbeck.models import create
+from limbeck.models.heads import fit_head
 from limbeck.recipes.build import loss_of
 from limbeck.recipes.schema import usual_terms
 
@@ -48,24 +49,46 @@ def convolutional() -> Pair:
     return create("resnet20", num_classes=CLASSES), create("resnet56", num_classes=CLASSES)
 
 
+def vision_transformer(width: int, depth: int) -> nn.Module:
+    """One of transformers' that hands out its attention maps."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 3, "intermediate_size": 4 * width}
+    config = ViTConfig(image_size=32, patch_size=4, num_labels=CLASSES, attn_implementation="eager", **sizes)
+    return ViTForImageClassification(config)
+
+
 def transformers() -> Pair:
-    """Two vision transformers that hand out their attention maps."""
-    sizes = {"num_classes": CLASSES, "image_size": 32, "patch": 4}
-    return create("vit_96_4", **sizes), create("vit_192_8", **sizes)
+    """Two vision transformers."""
+    return vision_transformer(96, 4), vision_transformer(192, 8)
+
+
+def crossed() -> Pair:
+    """A convolutional student of a transformer."""
+    return create("resnet20", num_classes=CLASSES), vision_transformer(192, 8)
+
+
+class Matcher(nn.Module):
+    """Images and texts to match scores ``[B, B]``."""
+
+    def __init__(self, tower: str) -> None:
+        super().__init__()
+        self.tower, self.words = create(tower, num_classes=64), nn.EmbeddingBag(16, 64)
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        return 5 * F.normalize(self.tower(images), dim=1) @ F.normalize(self.words(ids), dim=1).T
 
 
 def encoders() -> Pair:
-    """Two models of matching scores."""
-    return DualEncoder(64), DualEncoder(256)
+    """Two models of match scores."""
+    return Matcher("resnet20"), Matcher("resnet56")
 
 
 def batch(kind: str, size: int, device: torch.device) -> Batch:
     """Random data of one kind."""
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(SAMPLES, generator=generator)[:size]
-    images = torch.randn(
-        size, 3, 8 if kind == "retrieval" else 32, 8 if kind == "retrieval" else 32, generator=generator
-    )
+    images = torch.randn(size, 3, 32, 32, generator=generator)
     if kind == "retrieval":
         return Batch((images, torch.randint(0, 16, (size, 6), generator=generator)), index=index).to(device)
     labels: Any = index % CLASSES
@@ -73,7 +96,10 @@ def batch(kind: str, size: int, device: torch.device) -> Batch:
         labels = (torch.rand(size, CLASSES, generator=generator) < 0.3).float()
     if kind == "regression":
         labels = torch.randn(size, CLASSES, generator=generator)
-    return Batch(images, labels, index).to(device)
+    aspects = torch.rand(size, 50, generator=generator)  # what a language model answered, for the methods that ask
+    return Batch(
+        images, labels, index, extras={"aspects": aspects, "tolerant": torch.randn(size, CLASSES, generator=generator)}
+    ).to(device)
 
 
 def stepper(key: str, pair: Callable[[], Pair], data: Batch, terms: Any = None) -> Callable[[], None]:
@@ -81,6 +107,7 @@ def stepper(key: str, pair: Callable[[], Pair], data: Batch, terms: Any = None) 
     torch.manual_seed(0)
     student, teacher = (model.to(data.index.device) for model in pair())  # type: ignore[union-attr]
     loss = loss_of(terms if terms is not None else usual_terms(key))
+    fit_head(student, loss, example=data, teacher=teacher)
     info = DataInfo(SAMPLES, torch.arange(SAMPLES) % CLASSES, CLASSES, batches=lambda: iter([data] * 2))
     distiller = Distiller(student, loss, teacher).setup(data, info).train()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9)
@@ -128,9 +155,9 @@ def measure(key: str, size: int, steps: int, device: torch.device) -> dict[str, 
     special = next(
         (t for t in ("multilabel", "regression", "retrieval") if t in tasks and "classification" not in tasks), None
     )
-    pairs = {"resnet56 to resnet20": convolutional, "vit_192_8 to vit_96_4": transformers}
+    pairs = {"resnet56 to resnet20": convolutional, "ViT to ViT": transformers, "ViT to resnet20": crossed}
     if special == "retrieval":
-        pairs = {"dual encoders": encoders}
+        pairs = {"two resnets and word vectors": encoders}
     problems = []
     for name, pair in pairs.items():
         data = batch(special or "classes", size, device)

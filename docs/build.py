@@ -10,21 +10,24 @@ import re
 import sys
 from pathlib import Path
 
-from pages import ROOT, method_page, overview
+from pages import ROOT, method_page, overview, summary
 
 import limbeck.objectives  # noqa: F401  registers the methods
 from limbeck.core import catalogue
+from limbeck.core.catalogue import Method
 from limbeck.recipes.json_schema import json_schema
 from limbeck.report import markdown_table
 
 
-def with_tables(text: str) -> str:
-    """A page with each table between its markers made anew from the committed results."""
+def filled(text: str, methods: dict[str, Method]) -> str:
+    """A page with what stands between its markers made anew: tables from committed results, the list of methods."""
 
     def table(match: re.Match[str]) -> str:
         results = json.loads((ROOT / match["file"]).read_text())
         return f"<!-- results: {match['file']} -->\n{markdown_table(results)}\n<!-- end -->"
 
+    listed = f"<!-- methods -->\n{summary(methods)}\n<!-- end -->"
+    text = re.sub(r"<!-- methods -->.*?<!-- end -->", lambda _: listed, text, flags=re.DOTALL)
     return re.sub(r"<!-- results: (?P<file>\S+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
@@ -35,7 +38,7 @@ def files() -> dict[Path, str]:
     pages[ROOT / "docs" / "methods" / "README.md"] = overview(methods)
     pages[ROOT / "docs" / "recipe.schema.json"] = json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
     for page in (ROOT / "README.md", ROOT / "docs" / "leaderboards.md"):
-        pages[page] = with_tables(page.read_text())
+        pages[page] = filled(page.read_text(), methods)
     return pages
 
 

@@ -19,7 +19,7 @@ from limbeck.report.words import digits_for, plus_minus, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 COSTS = ROOT / "benchmarks" / "results" / "method_cost.json"
-SPECIAL = ("multilabel", "regression", "retrieval")
+SPECIAL = ("multilabel", "regression", "retrieval", "aspects")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ QUESTIONS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
     ),
     ("Numbers to predict (coordinates, landmarks)", "Regression.", lambda f: "regression" in f.method.card.tasks),
     ("Pairs to match (images and texts)", "Retrieval.", lambda f: "retrieval" in f.method.card.tasks),
+    (
+        "Answers to questions about each sample (from a language model)",
+        "They are learned beside the labels.",
+        lambda f: "aspects" in f.method.card.tasks,
+    ),
     ("No teacher", "Self-distillation and virtual teachers.", lambda f: f.plain and f.teacherless),
     (
         "Dense predictions (detection, segmentation)",
@@ -226,6 +231,17 @@ def overview(methods: dict[str, Method]) -> str:
         lines += [_line(key, m) for key, m in methods.items() if m.card.knowledge == knowledge]
     lines += ["", "Time and memory are those of a training step over a step of plain KD on the same pair:"]
     lines += ["`benchmarks/method_cost.py`.", ""]
+    return "\n".join(lines)
+
+
+def summary(methods: dict[str, Method]) -> str:
+    """All methods in a few lines, for the README."""
+    found = Counter(method.card.evidence for method in methods.values())
+    counts = ", ".join(f"{found[kind]} {kind}" for kind in ("parity", "formula", "reading") if found[kind])
+    lines = [f"{len(methods)} methods; evidence: {counts}.", ""]
+    for knowledge in ("response", "feature", "relation", "control"):
+        keys = [f"[{key}](docs/methods/{key}.md)" for key, m in methods.items() if m.card.knowledge == knowledge]
+        lines.append(f"- **{knowledge}** ({len(keys)}): {', '.join(keys)}")
     return "\n".join(lines)
 
 
