@@ -109,11 +109,11 @@ def test_the_layer_is_the_last_that_runs() -> None:
 
 def test_subclasses_fold_to_their_class() -> None:
     model = net()
-    put_head(model, {"subclass": {"subclasses": 4}}, example=IMAGES)
+    put_head(model, {"subclass": {"subclasses": 4, "temperature": 3.0}}, example=IMAGES)
     trace = listen(model.eval(), IMAGES, ["head.sub", "penultimate"])
     assert trace["head.sub"].shape == (2, 28)
-    folded = trace["head.sub"].softmax(dim=1).unflatten(1, (7, 4)).sum(dim=2)
-    torch.testing.assert_close(trace.logits.softmax(dim=1), folded)
+    folded = (trace["head.sub"] / 3).softmax(dim=1).unflatten(1, (7, 4)).sum(dim=2)
+    torch.testing.assert_close((trace.logits / 3).softmax(dim=1), folded)
     assert trace["penultimate"].shape == (2, 64)
 
 
@@ -200,13 +200,20 @@ def test_load_model_takes_a_head_and_either_kind_of_weights(tmp_path: Path) -> N
 def test_what_objectives_want() -> None:
     assert wanted_head([KD()]) is None
     assert wanted_head([KD(), DHO()]) == {"dual": {}}
-    assert wanted_head([LELP(subclasses=4)]) == {"subclass": {"subclasses": 4}}
+    assert wanted_head([LELP(subclasses=4)]) == {"subclass": {"subclasses": 4, "temperature": 2.0}}
     assert wanted_head([SimKD(feature="pooled")]) == {"reused": {"feature": "pooled"}}
     with pytest.raises(ConfigError, match=r"different heads.*found lelp: .*dho"):
         wanted_head([LELP(), DHO()])
     with pytest.raises(ConfigError, match="different heads"):
         wanted_head([LELP(subclasses=2), LELP(subclasses=4)])
-    assert LELP().subclasses == wanted_head([LELP()])["subclass"]["subclasses"]
+
+
+def test_what_a_method_and_its_head_have_in_common_has_one_default() -> None:
+    for objective in (LELP(), SimKD(), DHO()):
+        model = net()
+        ((name, options),) = put_head(model, wanted_head([objective]), example=IMAGES, teacher=TEACHER).items()
+        other = put_head(net(), name, example=IMAGES, teacher=TEACHER)
+        assert other == {name: options}
 
 
 def test_a_model_that_has_the_places_is_left_alone() -> None:
@@ -237,6 +244,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: put_head(net(), {"dual": {"alpha": 1.5}}, example=IMAGES), "head.alpha: .*between 0 and 1"),
     (lambda: put_head(net(), {"dual": {"beta": 0.0}}, example=IMAGES), "head.beta: .*above zero"),
     (lambda: put_head(net(), {"subclass": {"subclasses": 0}}, example=IMAGES), "one logit or more"),
+    (lambda: put_head(net(), {"subclass": {"temperature": 0.0}}, example=IMAGES), "head.temperature: .*above zero"),
     (lambda: put_head(net(), {"subclass": {"subclasse": 2}}, example=IMAGES), "did you mean 'subclasses'"),
     (lambda: put_head(net(), "reused", example=IMAGES), "there is no teacher.*width"),
     (lambda: put_head(net(), {"reused": {"width": 8}}), "told by an example"),

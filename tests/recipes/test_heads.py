@@ -154,6 +154,7 @@ def test_in_a_comparison_each_line_has_the_head_of_its_method(tmp_path: Path) ->
         "simkd:feature=pooled": ["reused"],
     }
     assert own["lelp:subclasses=4"]["subclass"]["subclasses"] == 4
+    assert method("lelp:temperature=3").head.options == {"temperature": 3}
     assert rows["lelp"]["head"] == "subclass"
     assert "head" not in rows["kd"]
 

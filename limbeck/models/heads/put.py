@@ -57,7 +57,7 @@ def put_head(model: nn.Module, head: HeadSpec, *, example: Any = None, teacher: 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     >>> put_head(model, {"subclass": {"subclasses": 2}}, example=torch.zeros(1, 4))
-    {'subclass': {'layer': '2', 'subclasses': 2}}
+    {'subclass': {'layer': '2', 'subclasses': 2, 'temperature': 2.0}}
     >>> model(torch.zeros(5, 4)).shape
     torch.Size([5, 3])
     """

@@ -41,8 +41,8 @@ def wanted_head(objectives: Iterable[Objective]) -> dict[str, Any] | None:
 def common_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a method's options that its head has too.
 
-    >>> common_options("subclass", {"subclasses": 4, "temperature": 2.0})
-    {'subclasses': 4}
+    >>> common_options("reused", {"feature": "pooled", "weight": 2.0})
+    {'feature': 'pooled'}
     """
     return {name: options[name] for name in _shared(head) if name in options}
 

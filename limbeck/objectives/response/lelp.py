@@ -90,6 +90,8 @@ def lelp_loss(
             "subclasses. How scores become subclasses is our reading: each direction gives two, by the sign of the "
             "standardised score, softly.",
             "A sample counts to the class the teacher tells, so that no labels are needed for the directions.",
+            "Subclasses are folded at the temperature they were learned at, which the head has too: a student that says "
+            "what it was taught then has the teacher's class probabilities.",
             "Scores are standardised, which balances subclasses; no random rotation is drawn.",
             "Labels have the share they have beside KD, 0.1 to 0.9.",
             "At most 50,000 samples of a class are looked at.",
@@ -105,11 +107,11 @@ class LELP(Objective):
     """KD over subclasses told from the teacher's feature; see ``limbeck.functional.lelp_loss``.
 
     The student has the head ``subclass`` (``limbeck.models.put_head``), which recipes, comparisons and
-    ``limbeck.distill`` put on by themselves; folded, it gives one logit a class.
+    ``limbeck.distill`` put on by themselves; folded at the same temperature, it gives one logit a class.
 
     Args:
         subclasses: Of each class: an even number, or 1, which is KD. The head has as many.
-        temperature: T.
+        temperature: T, also of the head.
         subclass_temperature: Of the shares of a class; above 1 its subclasses are less apart.
 
     >>> loss = 0.9 * LELP(subclasses=4)

@@ -14,6 +14,7 @@ from limbeck.core.errors import ConfigError, TapError, TensorError
 from limbeck.core.objective import DataInfo
 from limbeck.core.subspaces import class_directions, class_scores, features_by_class
 from limbeck.models import put_head
+from limbeck.models.heads import SubclassHead
 from limbeck.objectives.response.kd import kd_loss
 from limbeck.objectives.response.lelp import LELP, lelp_loss
 from tests.objectives.reference import kl, softmax
@@ -64,6 +65,19 @@ def test_targets_sum_to_one_and_their_classes_are_the_teachers() -> None:
     )
     torch.testing.assert_close(wanted.unflatten(1, (CLASSES, 4)).sum(dim=2), (teacher / 2).softmax(dim=1))
     assert lelp_loss(2 * wanted.log(), teacher, scores).item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_who_says_the_target_has_the_teachers_class_logits(temperature: float) -> None:
+    """However unevenly its subclasses share a class: they are folded at the temperature they were learned at."""
+    _, teacher, scores = drawn()
+    wanted = torch.tensor(
+        [target(t, a, temperature, 0.2) for t, a in zip(teacher.tolist(), scores.tolist(), strict=True)]
+    )
+    head = SubclassHead(CLASSES * 4, CLASSES, 4, temperature)
+    head.sub = nn.Identity()
+    folded = head(temperature * wanted.double().log())
+    torch.testing.assert_close(folded.softmax(dim=1), teacher.softmax(dim=1), rtol=1e-4, atol=1e-5)
 
 
 def test_without_directions_it_is_kd() -> None:
