@@ -18,11 +18,13 @@ from limbeck.conformance.scene import drawing, evaluate, tensors_of, total
 def gradient_flow(case: Case) -> None:
     """Gradients reach the student and every parameter of the objective, and nothing of the teacher."""
     scene = case.scene()
-    outcome = evaluate(case.objective(scene), scene, teacher=True)
+    objective = case.objective(scene)
+    outcome = evaluate(objective, scene, teacher=True)
     require(any(bool(g.any()) for g in outcome.student), "no gradient reaches the student")
     leaked = [g for g in outcome.teacher if g is not None and bool(g.any())]
     require(not leaked, f"a gradient reaches the teacher's tensor of shape {[list(g.shape) for g in leaked]}")
-    idle = [name for name, grad in outcome.own.items() if grad is None]
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    idle = [name for name, grad in outcome.own.items() if grad is None and name in trained]
     require(not idle, f"no gradient reaches the objective's own {', '.join(idle)}: drop it, or freeze it")
 
 

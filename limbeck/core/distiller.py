@@ -47,7 +47,8 @@ class Distiller(nn.Module):
     do the rest.
 
     A scheme with several players (a generator and a student, say) subclasses it: ``turns`` names who learns in which
-    order within one step, ``parameters_of`` gives each player's parameters, and ``forward`` is told whose turn it is.
+    order within one step, ``parameters_of`` gives each player's parameters, ``settings_of`` what is its own in how it
+    trains, and ``forward`` is told whose turn it is.
 
     Args:
         student: Any module that is called with ``batch.inputs``.
@@ -208,6 +209,14 @@ class Distiller(nn.Module):
     def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
         """What one player trains. Here: all there is."""
         return self.parameters()
+
+    def settings_of(self, turn: str) -> dict[str, Any]:
+        """Settings of training (optimizer, lr ...) that are this player's own. Here: none, all are the stage's."""
+        return {}
+
+    def settled(self) -> dict[str, Any]:
+        """What weights depend on beside losses and settings, as plain values; a resumed run must find the same."""
+        return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves take the teacher along; casts do not reach it (its precision is its own)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -83,3 +85,25 @@ def soft_labels(labels: Tensor, classes: int) -> Tensor:
         return labels
     target, labelled = split_labels(labels, classes)
     return torch.nn.functional.one_hot(target, classes).float() * labelled.unsqueeze(-1)
+
+
+def class_means(parts: Iterable[tuple[Tensor, Tensor]], classes: int) -> tuple[Tensor, Tensor]:
+    """The mean row of each class, ``[C, D]``, and how many rows it has, ``[C]``; zeros where it has none.
+
+    Args:
+        parts: Rows ``[n, D]`` and their classes ``[n]``, part by part; at least one part.
+        classes: How many.
+
+    >>> class_means([(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]))], 3)
+    (tensor([[2.],
+            [5.],
+            [0.]]), tensor([2., 1., 0.]))
+    """
+    totals: Tensor | None = None  # and, in the last column, how many
+    for rows, labels in parts:
+        ones = torch.nn.functional.pad(rows.detach().float(), (0, 1), value=1.0)
+        totals = ones.new_zeros(classes, ones.shape[1]) if totals is None else totals
+        totals.index_add_(0, labels, ones)
+    if totals is None:
+        raise TensorError("there are no rows to take means of", where="labels", found="no part", wanted="one or more")
+    return totals[:, :-1] / totals[:, -1:].clamp(min=1), totals[:, -1]

@@ -31,6 +31,11 @@ def describe_distiller(distiller: Distiller) -> dict[str, Any]:
     elif distiller.teacher is not None:
         teacher = _path(type(distiller.teacher))
     plain = {"distiller": _path(type(distiller)), "loss": terms, "student": student, "teacher": teacher}
+    own = {turn: found for turn in distiller.turns if (found := distiller.settings_of(turn))}
+    if own:
+        plain["settings"] = own
+    if settled := distiller.settled():
+        plain["settled"] = settled
     return json.loads(json.dumps(plain))
 
 

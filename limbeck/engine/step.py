@@ -81,7 +81,7 @@ class Step:
         named = [(n, p) for n, p in self.distiller.named_parameters() if id(p) in own and p.requires_grad]
         if not named:
             raise ConfigError("this turn has nothing to train", where=f"turn {turn!r}")
-        config = self.config
+        config = self.config.model_copy(update=self.distiller.settings_of(turn))
         optimizer = build_optimizer(
             config.optimizer,
             named,

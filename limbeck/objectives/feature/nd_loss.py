@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.errors import TensorError
-from limbeck.core.labels import class_labels
+from limbeck.core.labels import class_labels, class_means
 from limbeck.core.layers import LayerObjective
 from limbeck.core.objective import Contract, DataInfo
 from limbeck.core.projectors import projector
@@ -119,14 +120,15 @@ class NDLoss(LayerObjective):
         if s.shape[-1] != t.shape[-1]:
             self.projector = projector(s, t)
             nn.init.zeros_(self.projector.get_parameter("bias"))
-        totals = torch.zeros(data.classes or student.logits.shape[-1], t.shape[-1] + 1, device=t.device)
+        classes = data.classes or student.logits.shape[-1]
+        self.register_buffer("means", class_means(self._rows(data, classes), classes)[0])
+
+    def _rows(self, data: DataInfo, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
         for trace, some in data.all_answers("nd_loss.means"):
-            labels, known = class_labels(some.require("labels"), len(totals), "ND")
+            labels, known = class_labels(some.require("labels"), classes, "ND")
             rows, counts = labelled(trace[self.teacher_taps[0]].detach(), labels, some.mask)
             known = known if counts is None else known & fit_mask(counts, known)
-            ones = F.pad(rows[known].to(totals.dtype), (0, 1), value=1.0)  # the last column counts
-            totals.index_add_(0, labels[known], ones)
-        self.register_buffer("means", totals[:, :-1] / totals[:, -1:].clamp(min=1))
+            yield rows[known], labels[known]
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
         s, t = self.pair(student, teacher)
@@ -141,10 +143,6 @@ def labelled(feature: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tens
     if labels.ndim == 1 and len(labels) == len(feature):
         return pooled(feature, mask)
     if labels.shape != feature.shape[:-1]:
-        raise TensorError(
-            "a label for each sample or place",
-            where="labels",
-            found=list(labels.shape),
-            wanted=list(feature.shape[:-1]),
-        )
+        found, wanted = list(labels.shape), list(feature.shape[:-1])
+        raise TensorError("a label for each sample or place", where="labels", found=found, wanted=wanted)
     return feature, mask
