@@ -12,7 +12,8 @@ from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
-from limbeck.objectives.feature.fitnets import FitNets, TeacherDecay
+from limbeck.objectives.feature.fitnets import FitNets
+from limbeck.objectives.parts.hints import TeacherDecay
 from limbeck.objectives.response.cross_entropy import CrossEntropy
 from limbeck.objectives.response.kd import KD
 from limbeck.schemes.scheme import Scheme, register

@@ -17,7 +17,8 @@ from limbeck.core.errors import ConfigError, LimbeckError, TapError
 from limbeck.core.objective import DataInfo, Objective
 from limbeck.core.trace import Trace
 from limbeck.objectives.feature.at import AT, at_loss
-from limbeck.objectives.feature.fitnets import FitNets, TeacherDecay, fitnets_loss
+from limbeck.objectives.feature.fitnets import FitNets, fitnets_loss
+from limbeck.objectives.parts.hints import TeacherDecay
 from limbeck.objectives.relation.crd import CRD
 from limbeck.objectives.relation.rkd import RKD, rkd_loss
 from limbeck.objectives.response.cross_entropy import CrossEntropy, cross_entropy_loss
