@@ -28,7 +28,7 @@ def lelp_loss(
     r"""KD over subclasses: the teacher's class probabilities, each shared out by where its feature lies in the class.
 
     .. math:: L = T^2\,\mathrm{KL}(t \,\|\, \mathrm{softmax}(u / T)), \qquad
-        t_{c,j} = \mathrm{softmax}(z^T / T)_c \cdot \mathrm{softmax}\big([a_c, -a_c] / \tau\big)_j
+        t_{c,j} = \mathrm{softmax}(z^T / T)_c \cdot \mathrm{softmax}\big([a_c, -a_c] / (\tau T)\big)_j
 
     Args:
         subclass_logits: :math:`u`, ``[B, *, C * 2S]``, class by class.
@@ -36,7 +36,7 @@ def lelp_loss(
         scores: :math:`a`, ``[B, *, C, S]``: along each direction of each class, in standard deviations from its mean.
             Without directions (S = 0) each class is its only subclass, and this is KD.
         temperature: T.
-        subclass_temperature: :math:`\tau`.
+        subclass_temperature: :math:`\tau`, beside T.
         mask: ``[B]`` or ``[B, *]`` booleans, True where a position counts.
         reduction: ``"mean"`` over counted positions, ``"sum"`` or ``"none"``.
 
@@ -61,7 +61,7 @@ def lelp_loss(
         raise TensorError(
             "a logit for each subclass is wanted", where="subclass_logits", found=found, wanted=list(wanted)
         )
-    apart = widen(scores.detach()) / subclass_temperature
+    apart = widen(scores.detach()) / (subclass_temperature * temperature)
     within = torch.cat([apart, -apart], dim=-1) if scores.shape[-1] else torch.zeros_like(teacher_logits).unsqueeze(-1)
     target = soften(teacher_logits.detach(), temperature).unsqueeze(-1) + within.log_softmax(dim=-1)
     values = kl_rows(target.flatten(-2), soften(subclass_logits, temperature))
@@ -77,7 +77,7 @@ def lelp_loss(
         arxiv="2409.20449",
         knowledge="response",
         equation=r"T^2\,\mathrm{KL}(t\,\|\,\mathrm{softmax}(u/T)), \quad "
-        r"t_{c,j} = \mathrm{softmax}(z^T/T)_c\,\mathrm{softmax}([a_c, -a_c]/\tau)_j",
+        r"t_{c,j} = \mathrm{softmax}(z^T/T)_c\,\mathrm{softmax}([a_c, -a_c]/(\tau T))_j",
         use="For two or few classes, where a prediction tells little: each class is split along the directions in "
         "which the teacher's feature varies within it. Any pair of architectures; instead of KD, beside the labels.",
         defaults={
@@ -90,8 +90,8 @@ def lelp_loss(
             "subclasses. How scores become subclasses is our reading: each direction gives two, by the sign of the "
             "standardised score, softly.",
             "A sample counts to the class the teacher tells, so that no labels are needed for the directions.",
-            "Subclasses are folded at the temperature they were learned at, which the head has too: a student that says "
-            "what it was taught then has the teacher's class probabilities.",
+            "T softens the shares within a class as it softens the classes, and the student's subclasses are folded at "
+            "it (the head has it too): who says what it was taught then has the teacher's class probabilities.",
             "Scores are standardised, which balances subclasses; no random rotation is drawn.",
             "Labels have the share they have beside KD, 0.1 to 0.9.",
             "At most 50,000 samples of a class are looked at.",

@@ -27,7 +27,7 @@ def target(logits: list[float], scores: list[list[float]], temperature: float, t
     found = []
     for share, along in zip(softmax(logits, temperature), scores, strict=True):
         both = [*along, *(-a for a in along)]
-        found += [share * q for q in (softmax(both, tau) if both else [1.0])]
+        found += [share * q for q in (softmax(both, tau * temperature) if both else [1.0])]
     return found
 
 
