@@ -81,8 +81,7 @@ def sskd_loss(
         evidence_note="values and gradients of all terms, and of the head's, of xuguodong03/SSKD@661b972",
         choices=(
             "The copies are turns of one crop; in the authors' code each is cropped anew. All count, as there.",
-            "In one stage the teacher's head learns beside the student; the paper trains it first, for 60 epochs, as "
-            "does a scheme that asks for an opening.",
+            "The paper trains the teacher's head first, as scheme hint_then_kd does; else it learns beside the student.",
             "Of rows with equal rank the first are taken; the authors' sort leaves it open.",
         ),
         with_labels={"cross_entropy": 0.1},

@@ -12,9 +12,11 @@ from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError, TensorError
 from limbeck.core.views import quarter_turns
+from limbeck.engine.config import TrainConfig
 from limbeck.objectives import CrossEntropy
 from limbeck.objectives.parts.pretext import Pretext, affinity
 from limbeck.objectives.relation.sskd import SSKD, sskd_loss
+from limbeck.schemes.hint_then_kd import HintThenKD
 
 
 def reference(student: Tensor, teacher: Tensor, temperature: float, share: float) -> float:
@@ -131,6 +133,15 @@ def test_the_papers_two_stages() -> None:
     assert not any(p.requires_grad for p in opening.parameters())
     for name, value in opening.state_dict().items():
         assert torch.equal(value, trained[name])
+
+
+def test_a_scheme_runs_the_two_stages() -> None:
+    first, second = HintThenKD().stages(Net(4), CrossEntropy() + SSKD(), Net(6), TrainConfig(epochs=4))
+    opening, main = next(iter(first.distiller.loss)), list(second.distiller.loss)[1]
+    assert isinstance(opening, Pretext)
+    assert main.pretext is opening
+    assert main.opened
+    assert first.learn == ()  # nothing of the student
 
 
 def test_errors() -> None:
