@@ -81,7 +81,7 @@ def sskd_loss(
         evidence_note="values and gradients of all terms, and of the head's, of xuguodong03/SSKD@661b972",
         choices=(
             "The copies are turns of one crop; in the authors' code each is cropped anew. All count, as there.",
-            "The paper trains the teacher's head first, as scheme hint_then_kd does; else it learns beside the student.",
+            "The paper trains the teacher's head first, as scheme hint_then_kd does; else it learns with the student.",
             "Of rows with equal rank the first are taken; the authors' sort leaves it open.",
         ),
         with_labels={"cross_entropy": 0.1},
