@@ -97,6 +97,7 @@ def _narrow(z: Tensor, margin: float, counts: Tensor | None) -> Tensor:
         ),
         tasks=("classification", "embedding"),
         with_labels={"cross_entropy": 1.0},
+        cost="Both models see every image twice.",
     ),
     mv_mr_loss,
 )

@@ -12,7 +12,7 @@ from limbeck.core.objective import DataInfo
 from limbeck.core.trace import Trace
 from limbeck.core.transport import sinkhorn
 from limbeck.objectives import WCoRD
-from limbeck.objectives.parts.critic import lipschitz_critic
+from limbeck.objectives.parts.critic import LipschitzCritic
 from limbeck.objectives.relation.wcord import wcord_loss
 
 
@@ -71,19 +71,47 @@ def test_marginals_are_uniform() -> None:
 
 def test_the_critic_changes_by_no_more_than_its_input() -> None:
     torch.manual_seed(0)
-    critic = lipschitz_critic(8)
+    critic, none = LipschitzCritic(8), torch.empty(0, dtype=torch.long)
+
+    def score(x: Tensor) -> Tensor:
+        return critic(x[:, :8], x[:, 8:], x[:1, :8], x[:1, 8:], none.expand(len(x), 0))[:, 0]
+
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.01)
     for _ in range(50):  # towards a steep function
         x = torch.randn(32, 16)
-        loss = (critic(x) - 5 * x.sum(1)).square().mean()
+        loss = (score(x) - 5 * x.sum(1)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     critic.eval()
     a, b = torch.randn(2, 500, 16)
-    change, distance = (critic(a) - critic(b)).abs(), (a - b).norm(dim=1)
+    change, distance = (score(a) - score(b)).abs(), (a - b).norm(dim=1)
     assert (change <= 1.01 * distance).all()
     assert (change / distance).max() > 0.3  # and it learned
+
+
+@pytest.mark.parametrize("samples", [5, 50])
+def test_the_critic_meets_each_pair_and_others_on_either_side(samples: int) -> None:
+    critic = LipschitzCritic(3).eval()
+    left, right, left_bank, right_bank = (
+        torch.randn(4, 3),
+        torch.randn(4, 3),
+        torch.randn(samples, 3),
+        torch.randn(samples, 3),
+    )
+    others = torch.randint(0, samples, (4, 2))
+
+    def score(a: Tensor, b: Tensor) -> Tensor:
+        return critic.last(critic.first(torch.cat([a, b])).relu())
+
+    wanted = [
+        [score(left[i], right[i])]
+        + [score(left[i], right_bank[j]) for j in others[i]]
+        + [score(left_bank[j], right[i]) for j in others[i]]
+        for i in range(4)
+    ]
+    found = critic(left, right, left_bank, right_bank, others)
+    torch.testing.assert_close(found, torch.stack([torch.cat(row) for row in wanted]))
 
 
 def test_masked_samples_are_left_out() -> None:
