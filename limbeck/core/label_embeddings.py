@@ -22,7 +22,8 @@ def structure_rows(student: Tensor, teacher: Tensor, present: Tensor) -> Tensor:
         teacher: ``[N, M, D_t]``.
         present: ``[N, M]``, 1 where a row is of its set, else 0.
     """
-    gap = F.smooth_l1_loss(scaled_distances(student, present), scaled_distances(teacher, present), reduction="none")
+    own, other = (scaled_distances(rows, present, exact=False) for rows in (student, teacher))
+    gap = F.smooth_l1_loss(own, other, reduction="none")
     return present * (gap * present.unsqueeze(-2)).sum(dim=-1) / present.sum(dim=-1, keepdim=True).clamp(min=1)
 
 

@@ -146,12 +146,36 @@ def squared_distances(vectors: Tensor) -> Tensor:
     return (squares + squares.unsqueeze(1) - 2 * products).clamp(min=0)
 
 
-def scaled_distances(vectors: Tensor, weight: Tensor) -> Tensor:
+def gram_distances(vectors: Tensor, weight: Tensor) -> Tensor:
+    """``distances`` of many sets of rows at once, ten times as fast, and a little less exact between near neighbours.
+
+    From the Gram matrix of rows about their mean: in float32 a distance below a thousandth of the set's extent loses
+    digits, and what cannot be told from 0 is 0 and passes no gradient.
+
+    Args:
+        vectors: ``[*, N, D]``.
+        weight: ``[*, N]``, 1 where a row counts for the mean and 0 where not.
+
+    >>> gram_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.ones(2))
+    tensor([[0., 5.],
+            [5., 0.]])
+    """
+    number = weight.sum(dim=-1, keepdim=True).clamp(min=1).unsqueeze(-1)
+    centred = vectors - (vectors * weight.unsqueeze(-1)).sum(dim=-2, keepdim=True) / number
+    squares = centred.square().sum(dim=-1)
+    both = squares.unsqueeze(-2) + squares.unsqueeze(-1)
+    gaps = both - 2 * gram(centred)
+    same = gaps <= 8 * torch.finfo(gaps.dtype).eps * both
+    return gaps.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
+
+
+def scaled_distances(vectors: Tensor, weight: Tensor, *, exact: bool = True) -> Tensor:
     """Distances between the rows that count, over the mean of those above zero: no scale, shift or rotation matters.
 
     Args:
         vectors: ``[*, N, D]``: one set of rows, or several.
         weight: ``[*, N]``, 1 where a row counts and 0 where not.
+        exact: Take ``distances``; else ``gram_distances``, for many sets.
 
     Returns:
         ``[*, N, N]``, also where a row does not count; 0 throughout a set whose rows are equal.
@@ -161,7 +185,7 @@ def scaled_distances(vectors: Tensor, weight: Tensor) -> Tensor:
             [0.5000, 0.0000, 1.0000],
             [1.5000, 1.0000, 0.0000]])
     """
-    lengths = distances(vectors)
+    lengths = distances(vectors) if exact else gram_distances(vectors, weight)
     pairs = weight.unsqueeze(-2) * weight.unsqueeze(-1) * (lengths > 0)
     mean = (lengths * pairs).sum(dim=(-2, -1), keepdim=True) / pairs.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
     return lengths / mean.masked_fill(mean == 0, 1.0)

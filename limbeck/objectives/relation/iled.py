@@ -70,13 +70,14 @@ def iled_loss(
         evidence_note="value and gradient of penghui-yang/L2D@ea7fa55 (ID), whose sum is reduction='sum'",
         choices=(
             "Averaged over samples; with the weight of 1000 that is the code's sum, whose labels' loss is a sum too.",
-            "Positives by the labels, not by rows that are not zero; distances from differences.",
+            "Positives by the labels, not by rows that are not zero.",
             "Embeddings from the classifier's weights where the models have no label queries of their own.",
         ),
         needs=("labels",),
         tasks=("multilabel",),
         with_labels={"binary_cross_entropy": 1.0},
         weight=1000.0,
+        cost="Distances between all classes, for every sample, of both models.",
     ),
     iled_loss,
 )

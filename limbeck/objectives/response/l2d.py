@@ -102,6 +102,7 @@ def _parts(
         needs=("labels",),
         tasks=("multilabel",),
         with_labels={"binary_cross_entropy": 1.0},
+        cost="Distances between all samples for every class, and between all classes for every sample.",
     ),
     l2d_loss,
 )

@@ -47,7 +47,6 @@ def tgeo_kd_loss(
     Source: Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For KD", 2023, arXiv 2312.15112.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
         >>> tgeo_kd_loss(torch.tensor([0.5]), student, teacher, torch.tensor([0]), temperature=1.0)
         tensor(0.8251)
@@ -89,7 +88,7 @@ def trilateral_state(student_logits: Tensor, teacher_logits: Tensor, labels: Ten
         equation=r"\alpha_i \tau^2 \mathrm{KL}(p^T_{i,\tau} \| p^S_{i,\tau}) + (1 - \alpha_i) \mathrm{CE}(z^S_i, y_i)",
         use="Where the teacher is wrong on some samples: a small network learns how much to trust it on each. It holds "
         "the labels' loss already; the scheme bilevel trains that network, which is fixed without it.",
-        defaults={"temperature": "1.5, as in the authors' code"},
+        defaults={"temperature": "1.5, the authors'"},
         evidence="parity",
         evidence_note="state, controller and distillation term of Chengming0501/TGeo-KD@5a69cbe; the rest by formula",
         choices=(
@@ -98,6 +97,7 @@ def trilateral_state(student_logits: Tensor, teacher_logits: Tensor, labels: Ten
         ),
         needs=("labels", "answers"),
         scheme="bilevel",
+        cost="With its scheme a step is two: one more goes forward and backward through the gradient of the other.",
     ),
     tgeo_kd_loss,
 )
