@@ -74,8 +74,8 @@ def sskd_loss(
         knowledge="relation",
         equation=r"0.9\,\mathrm{KD}(x) + 2.7\,\mathrm{KD}(\tilde x) + 10\,\tau^2\,\mathrm{KL}\big(\mathrm{softmax}("
         r"A^t / \tau)\,\|\,\mathrm{softmax}(A^s / \tau)\big), \quad A_{i,j} = \cos(\tilde z_i, z_j)",
-        use="For images, where the teacher's answers alone teach little: few or noisy labels, other architectures. KD "
-        "is part of it. Each sample is seen four times, and a step costs four times as much.",
+        use="For images, where answers alone teach little: few or noisy labels, other architectures. KD is part of it.",
+        cost="Every image is seen four times, upright and turned, by both models.",
         defaults={"upright": "0.9, turned 2.7, contrast 10, labels 0.1, temperature 4: all as in the authors' code"},
         evidence="parity",
         evidence_note="values and gradients of all terms, and of the head's, of xuguodong03/SSKD@661b972",
