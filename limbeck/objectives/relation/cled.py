@@ -67,7 +67,8 @@ def cled_loss(
         knowledge="relation",
         equation=r"\frac 1 B \sum_c \frac 1 {n_c} \sum_{i,j \in P_c} h(\psi^S_{cij} - \psi^T_{cij})",
         use="Multi-label data with labels that many samples of a batch share: how the samples of a class differ. "
-        "Beside mld and iled it is L2D.",
+        "Beside mld and iled it is L2D. "
+        "Without a decoder's embeddings a weight of 1 is plenty.",
         defaults={"tap": "the classifier's weights times the feature that enters them, for each class"},
         evidence="parity",
         evidence_note="value and gradient of penghui-yang/L2D@ea7fa55 (CD), whose sum is reduction='sum'",

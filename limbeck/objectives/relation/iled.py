@@ -64,7 +64,8 @@ def iled_loss(
         knowledge="relation",
         equation=r"\frac 1 B \sum_i \frac 1 {n_i} \sum_{c,d \in P_i} h(\psi^S_{icd} - \psi^T_{icd})",
         use="Multi-label data with several labels a sample: how the labels of a sample differ. It asks nothing of how "
-        "many samples share a label; beside mld and cled it is L2D.",
+        "many samples share a label; beside mld and cled it is L2D. "
+        "Without a decoder's embeddings a weight of 1 is plenty.",
         defaults={"tap": "the classifier's weights times the feature that enters them, for each class"},
         evidence="parity",
         evidence_note="value and gradient of penghui-yang/L2D@ea7fa55 (ID), whose sum is reduction='sum'",

@@ -85,8 +85,8 @@ def _parts(
         code="penghui-yang/L2D",
         knowledge="response",
         equation=r"\lambda_M L_\mathrm{MLD} + \lambda_C L_\mathrm{CD} + \lambda_I L_\mathrm{ID}",
-        use="Multi-label data: mld, cled and iled together, as the paper weighs them. Name the three by themselves for "
-        "weights that are scheduled.",
+        use="Multi-label data: mld, cled and iled together, as the paper weighs them: much for embeddings made of the "
+        "classifier, whose structure says nothing of signs. Set cled_weight and iled_weight to 1 there.",
         defaults={
             "tap": "the classifier's weights times the feature that enters them, for each class",
             "mld_weight": "10 / 64: the code adds 10 times the mean over a batch of 64 to the sum of the labels' loss",
