@@ -148,3 +148,9 @@ def test_groups_of_parameters_decay_apart():
     dot.step()
     torch.testing.assert_close(layer.weight.detach(), 0.99 * before[0])
     assert torch.equal(layer.bias.detach(), before[1])
+
+
+def test_several_ranks_are_refused(loader, distiller, monkeypatch):
+    monkeypatch.setattr("limbeck.engine.step.is_distributed", lambda _: True)
+    with pytest.raises(ConfigError, match=r"optimizer: it takes two gradients.*found dot.*with sgd"):
+        fit([Stage("kd", distiller(), TrainConfig(steps=1, optimizer="dot"))], loader(), quiet=True)
