@@ -19,6 +19,8 @@ from limbeck.report.words import digits_for, plus_minus, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 COSTS = ROOT / "benchmarks" / "results" / "method_cost.json"
+#: Methods that want one kind of network, as tests/objectives/test_cross_architecture.py finds.
+ONE_KIND = ("cakd", "cat_kd", "minilm", "simkd")
 SPECIAL = ("multilabel", "regression", "retrieval", "aspects")
 
 
@@ -79,13 +81,14 @@ QUESTIONS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
     ),
     (
         "Different architectures (convolutional and transformer)",
-        "Made for it, or tested on it: features as tokens or maps are converted where the method allows.",
-        lambda f: "cross-architecture" in f.method.card.tasks,
+        "Responses cross by themselves. Of features and relations these train both ways, maps turned into tokens and "
+        "back; in a plain ViT, which has one resolution, name `blocks` where a method asks for stages.",
+        lambda f: f.plain and f.method.card.knowledge != "response" and f.method.card.key not in ONE_KIND,
     ),
     (
         "Few classes (two or three)",
         "With two classes a teacher's answer holds little; these take more from it.",
-        lambda f: "few classes" in f.method.card.tasks,
+        lambda f: f.method.card.key in ("lelp", "dhkd", "logit_mse") or "few classes" in f.method.card.tasks,
     ),
     (
         "Many labels a sample",

@@ -11,6 +11,7 @@ from torch import Tensor
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import Failure, check, require
 from limbeck.conformance.scene import Scene, drawing, evaluate, tensors_of, total
+from limbeck.core.objective import Objective
 
 
 @check(once=True, after=("value", "helpers"))
@@ -26,6 +27,7 @@ def compare(case: Case, backend: str, **options: Any) -> None:
         scene = scene.change(progress=torch.tensor(scene.batch.progress))
     eager = case.objective(scene, dtype=torch.float32)
     other = copy.deepcopy(eager)
+    allowed = max(3e-4, 3 * _rounding(eager, scene))
 
     def loss(scene_: Scene) -> Tensor:
         return total(other(scene_.student, scene_.teacher, scene_.batch))
@@ -51,7 +53,7 @@ def compare(case: Case, backend: str, **options: Any) -> None:
             for a, b in pairs:
                 if a is not None and bool(a.any()):
                     off = float((a - (0 if b is None else b)).abs().max() / a.abs().max())
-                    require(off <= 3e-4, f"step {step + 1}: compiled the gradient is {off:.1%} off")
+                    require(off <= allowed, f"step {step + 1}: compiled the gradient is {off:.1%} off")
             other.zero_grad()
         for name, value in eager.state_dict().items():
             close = torch.allclose(value.double(), other.state_dict()[name].double(), rtol=1e-4, atol=1e-6)
@@ -60,3 +62,10 @@ def compare(case: Case, backend: str, **options: Any) -> None:
         raise Failure("it does not compile as one graph: " + " ".join(str(error).split())[:300]) from None
     finally:
         torch.compiler.reset()
+
+
+def _rounding(eager: Objective, scene: Scene) -> float:
+    """How far the eager gradient in float32 is from that in float64: a compiler may round as much."""
+    exact = evaluate(copy.deepcopy(eager).double(), scene.cast(torch.float64)).student
+    pairs = zip(evaluate(eager, scene).student, exact, strict=True)
+    return max((float((a - b).abs().max() / b.abs().max()) for a, b in pairs if bool(b.any())), default=0.0)

@@ -92,7 +92,7 @@ def test_the_recipe_and_the_python_that_show_gives_work(limbeck: Command, key: s
 def test_show_an_unknown_method(limbeck: Command) -> None:
     answer = limbeck("show", "fitnet")
     assert (answer.code, answer.out) == (2, "")
-    assert "did you mean 'fitnets'?" in answer.err
+    assert "did you mean 'fitnets'" in answer.err
 
 
 def test_recipes_are_listed(limbeck: Command) -> None:

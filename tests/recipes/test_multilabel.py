@@ -95,7 +95,9 @@ def test_pages_speak_of_it(compared):
 
 def test_controls():
     assert controls_of(True, teacher=True, task="multilabel") == list(MULTILABEL_CONTROLS)
-    assert [e.entry for e in control("tuned_kd", "multilabel").variants] == [f"mld:weight={w}" for w in (0.25, 1, 4, 16)]
+    assert [e.entry for e in control("tuned_kd", "multilabel").variants] == [
+        f"mld:weight={w}" for w in (0.25, 1, 4, 16)
+    ]
     smooth = control("label_smoothing", "multilabel").loss["binary_cross_entropy"]
     assert smooth.options == {"label_smoothing": 0.1}
     twice = entries_of(["binary_cross_entropy", "mld"], ["no_teacher"], "multilabel")

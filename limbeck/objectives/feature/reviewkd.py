@@ -92,6 +92,7 @@ def _pyramid(student: Tensor, teacher: Tensor) -> Tensor:
         choices=("The pooled feature before the classifier is the deepest layer, as in the authors' code.",),
         with_labels={"cross_entropy": 1.0},
         weight=WarmUp(0.083),
+        cost="The fusion learns convolutions at every resolution, as wide as the teacher.",
     ),
     reviewkd_loss,
 )

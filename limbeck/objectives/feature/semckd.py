@@ -108,6 +108,7 @@ def similarities(feature: Tensor, group: int) -> Tensor:
         ),
         with_labels={"cross_entropy": 1.0, "kd": 1.0},
         weight=400.0,
+        cost="Every student layer is projected to every teacher layer.",
     ),
     semckd_loss,
 )

@@ -49,6 +49,7 @@ from limbeck.objectives.parts.contrast import crd_bank_loss, crd_log_z, crd_loss
         needs=("index", "samples"),
         with_labels={"cross_entropy": 1.0},
         weight=0.8,
+        cost="Both banks, one embedding a sample, are copied in every step, so that the compiler may not move them.",
     ),
     crd_loss,
 )
