@@ -160,7 +160,10 @@ def method_page(method: Method) -> str:
     if method.function is not None:
         name, signature = method.function.__name__, inspect.signature(method.function)
         given = [p.name for p in signature.parameters.values() if p.default is p.empty or p.name in card.needs]
-        lines += ["```python", f"loss = limbeck.functional.{name}({', '.join(given)})", "```", ""]
+        call = f"loss = limbeck.functional.{name}({', '.join(given)})"
+        if len(call) > 120:  # as the formatter would have it
+            call = f"loss = limbeck.functional.{name}(\n    {', '.join(given)}\n)"
+        lines += ["```python", call, "```", ""]
     return "\n".join(lines)
 
 

@@ -71,7 +71,6 @@ def similarities(feature: Tensor, group: int) -> Tensor:
     """How much each sample has in common with those of its group, in order: ``[B, group]``.
 
     A batch ``[B, *]`` is cut into groups; what the last one lacks are zeros.
-
     >>> similarities(torch.tensor([[1.0], [2.0], [3.0]]), 2)
     tensor([[1., 2.],
             [2., 4.],
