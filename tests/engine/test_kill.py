@@ -61,7 +61,7 @@ def run_to_its_end(folder: Path) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("kills", "steps"), [(2, 40), pytest.param(10, 160, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "steps"), [(2, 80), pytest.param(10, 160, marks=pytest.mark.slow)])
 def test_killed_runs_end_with_the_same_bits(tmp_path, monkeypatch, kills, steps):
     monkeypatch.setenv("KILL_RUN_STEPS", str(steps))
     if steps > 100:  # importing what validation needs takes every process seconds more
