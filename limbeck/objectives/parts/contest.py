@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limbeck.core.frozen import run_frozen
+from limbeck.objectives.parts.frozen import run_frozen
 
 
 def judge(width: int, hidden: int = 256) -> nn.Sequential:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import ConfigError
-from limbeck.core.frozen import run_frozen
 from limbeck.core.layout import to_map, to_tokens
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.frozen import run_frozen
 
 
 class TeacherPart:

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
-from limbeck.core.label_embeddings import LabelEmbeddings, compared, structure_rows
 from limbeck.core.objective import Contract
 from limbeck.core.precision import without_autocast
 from limbeck.core.reduction import Reduction, reduce
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.label_embeddings import LabelEmbeddings, compared, structure_rows
 
 
 @without_autocast

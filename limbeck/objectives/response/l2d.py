@@ -6,10 +6,10 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
-from limbeck.core.label_embeddings import LabelEmbeddings
 from limbeck.core.objective import Contract
 from limbeck.core.reduction import Reduction
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.label_embeddings import LabelEmbeddings
 from limbeck.objectives.relation.cled import cled_loss
 from limbeck.objectives.relation.iled import iled_loss
 from limbeck.objectives.response.mld import mld_loss

@@ -11,8 +11,8 @@ from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.reduction import Reduction, check_floating, check_positive, reduce, widen
-from limbeck.core.subspaces import class_directions, class_scores, features_by_class
 from limbeck.core.trace import Trace
+from limbeck.objectives.parts.subspaces import class_directions, class_scores, features_by_class
 
 
 def lelp_loss(

@@ -12,9 +12,9 @@ from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, TapError, TensorError
 from limbeck.core.objective import DataInfo
-from limbeck.core.subspaces import class_directions, class_scores, features_by_class
 from limbeck.models import put_head
 from limbeck.models.heads import SubclassHead
+from limbeck.objectives.parts.subspaces import class_directions, class_scores, features_by_class
 from limbeck.objectives.response.kd import kd_loss
 from limbeck.objectives.response.lelp import LELP, lelp_loss
 from tests.objectives.reference import kl, softmax

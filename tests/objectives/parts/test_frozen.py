@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from limbeck.core.frozen import run_frozen
+from limbeck.objectives.parts.frozen import run_frozen
 
 
 def test_gradient_goes_through_and_not_into() -> None:
