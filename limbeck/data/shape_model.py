@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError
-from limbeck.core.reduction import check_floating
+from limbeck.core.reduction import check_floating, check_inside
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class ShapeModel:
             ConfigError: A share outside 0 to 1.
         """
         check_floating(landmarks, "landmarks", least=2)
-        if not 0 < variance < 1:
-            raise ConfigError("must lie between 0 and 1", where="variance", found=variance)
+        check_inside(variance, "variance")
         rows = landmarks.flatten(1).double()
         mean = rows.mean(dim=0)
         _, spread, components = torch.linalg.svd(rows - mean, full_matrices=False)

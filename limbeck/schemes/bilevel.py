@@ -16,6 +16,7 @@ from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.hashing import draw_bits, key, key_tensor
 from limbeck.core.objective import DataInfo, Objective, Terms
+from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.teacher import Teacher
 from limbeck.core.trace import logits_of
 from limbeck.engine.config import TrainConfig
@@ -66,10 +67,8 @@ class Bilevel(Scheme):
         weight_decay: float = 1e-3,
     ) -> None:
         for name, value in (("samples", samples), ("most", most), ("lr", lr)):
-            if not value > 0:
-                raise ConfigError("must be above zero", where=f"scheme.{name}", found=value)
-        if not 0 < share < 1:
-            raise ConfigError("must lie between 0 and 1", where="scheme.share", found=share)
+            check_positive(value, f"scheme.{name}")
+        check_inside(share, "scheme.share")
         self.share, self.samples, self.most, self.inner_lr = share, samples, most, inner_lr
         self.lr, self.weight_decay = lr, weight_decay
 

@@ -9,6 +9,7 @@ from torch import nn
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import Objective, Terms
+from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.teacher import Teacher
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
@@ -58,10 +59,8 @@ class HintThenKD(Scheme):
     def __init__(
         self, share: float = 0.25, tap: str = "stages:-2", teacher_tap: str | None = None, temperature: float = 3.0
     ) -> None:
-        if not 0 < share < 1:
-            raise ConfigError("must lie between 0 and 1", where="scheme.share", found=share)
-        if not temperature > 0:
-            raise ConfigError("must be above zero", where="scheme.temperature", found=temperature)
+        check_inside(share, "scheme.share")
+        check_positive(temperature, "scheme.temperature")
         self.share, self.tap, self.teacher_tap, self.temperature = share, tap, teacher_tap, temperature
 
     def stages(

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.divergences import soften
-from limbeck.core.errors import ConfigError
-from limbeck.core.reduction import widen
+from limbeck.core.reduction import check_inside, check_positive, widen
 from limbeck.core.survey import dry
 from limbeck.core.taps import Listener
 from limbeck.models.heads.plan import Head, Plan, Site, exchange
@@ -76,10 +75,8 @@ class Dual(Plan):
     search: bool = True
 
     def put(self, site: Site) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ConfigError("must lie between 0 and 1", where="head.alpha", found=self.alpha)
-        if not 0 < self.beta < float("inf"):
-            raise ConfigError("must be above zero", where="head.beta", found=self.beta)
+        check_inside(self.alpha, "head.alpha", closed=True)
+        check_positive(self.beta, "head.beta")
         linear = site.linear
         head = DualHead(linear.in_features, linear.out_features, linear.bias is not None, self.alpha, self.beta)
         head.plan = self

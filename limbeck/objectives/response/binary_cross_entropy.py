@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.labels import binary_labels
-from limbeck.core.objective import Contract, Objective
-from limbeck.core.reduction import Reduction, check_floating, reduce, widen
+from limbeck.core.objective import Contract
+from limbeck.core.reduction import Reduction, check_floating, check_inside, reduce, widen
 from limbeck.core.trace import Trace
-from limbeck.objectives.response.cross_entropy import check_share
+from limbeck.objectives.response.cross_entropy import CrossEntropy
 
 
 def binary_cross_entropy_loss(
@@ -51,7 +51,7 @@ def binary_cross_entropy_loss(
         tensor(2.8201)
     """
     check_floating(student_logits, "student_logits", least=2)
-    check_share(label_smoothing, "label_smoothing")
+    check_inside(label_smoothing, "label_smoothing", closed=True)
     targets, known = binary_labels(labels, student_logits, "binary cross-entropy")
     logits = widen(student_logits)
     targets = (1 - label_smoothing) * targets.to(logits.dtype) + label_smoothing / 2
@@ -76,7 +76,7 @@ def binary_cross_entropy_loss(
     ),
     binary_cross_entropy_loss,
 )
-class BinaryCrossEntropy(Objective):
+class BinaryCrossEntropy(CrossEntropy):
     """Binary cross-entropy with the batch's labels; see ``limbeck.functional.binary_cross_entropy_loss``.
 
     Args:
@@ -86,12 +86,6 @@ class BinaryCrossEntropy(Objective):
     """
 
     contract = Contract(normalizer="positions", at_equal=None, mask=True)
-    student_taps = ("logits",)
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        check_share(label_smoothing, "label_smoothing")
-        self.label_smoothing = label_smoothing
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
         return binary_cross_entropy_loss(

@@ -6,10 +6,9 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
-from limbeck.core.errors import ConfigError
 from limbeck.core.labels import split_labels
 from limbeck.core.objective import Contract, Objective
-from limbeck.core.reduction import Reduction, check_logits, fit_mask, reduce, widen
+from limbeck.core.reduction import Reduction, check_inside, check_logits, fit_mask, reduce, widen
 from limbeck.core.trace import Trace
 
 
@@ -47,7 +46,7 @@ def cross_entropy_loss(
         tensor(0.6931)
     """
     check_logits(student_logits, labels=labels)
-    check_share(label_smoothing, "label_smoothing")
+    check_inside(label_smoothing, "label_smoothing", closed=True)
     log_p = widen(student_logits).log_softmax(dim=-1)
     if labels.is_floating_point():
         values = -(labels.to(log_p.dtype) * log_p).sum(dim=-1)
@@ -90,15 +89,9 @@ class CrossEntropy(Objective):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        check_share(label_smoothing, "label_smoothing")
+        check_inside(label_smoothing, "label_smoothing", closed=True)
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
         labels = batch.require("labels")
         return cross_entropy_loss(student.logits, labels, label_smoothing=self.label_smoothing, mask=batch.mask)
-
-
-def check_share(value: float, name: str) -> None:
-    """Refuse a setting that is not a share of one."""
-    if not 0.0 <= value <= 1.0:
-        raise ConfigError("must lie between 0 and 1", where=name, found=value)

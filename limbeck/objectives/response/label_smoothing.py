@@ -7,9 +7,9 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.objective import Contract, Objective
-from limbeck.core.reduction import Reduction
+from limbeck.core.reduction import Reduction, check_inside
 from limbeck.core.trace import Trace
-from limbeck.objectives.response.cross_entropy import check_share, cross_entropy_loss
+from limbeck.objectives.response.cross_entropy import cross_entropy_loss
 
 
 def label_smoothing_loss(
@@ -80,7 +80,7 @@ class LabelSmoothing(Objective):
 
     def __init__(self, smoothing: float = 0.1) -> None:
         super().__init__()
-        check_share(smoothing, "smoothing")
+        check_inside(smoothing, "smoothing", closed=True)
         self.smoothing = smoothing
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:

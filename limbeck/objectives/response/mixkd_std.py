@@ -7,10 +7,10 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import cross_entropy_rows, kl_rows, soften, standardise
-from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.errors import TensorError
 from limbeck.core.labels import soft_labels
 from limbeck.core.objective import Contract, DataInfo, Objective
-from limbeck.core.reduction import Reduction, check_logits, check_positive, reduce
+from limbeck.core.reduction import Reduction, check_inside, check_logits, check_positive, reduce
 from limbeck.core.trace import Trace
 from limbeck.objectives.parts.mixup import check_mixable, partial_mixup
 
@@ -114,8 +114,7 @@ class MixKDStd(Objective):
     def __init__(self, alpha: float = 0.9, gamma: float = 0.1, clean: float = 0.9, beta: float = 1.0) -> None:
         super().__init__()
         check_positive(beta, "beta")
-        if not 0 <= clean <= 1:
-            raise ConfigError("must lie between 0 and 1", where="clean", found=clean)
+        check_inside(clean, "clean", closed=True)
         self.alpha, self.gamma, self.clean, self.beta = alpha, gamma, clean, beta
         self.classes: int | None = None
 

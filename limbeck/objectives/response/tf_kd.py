@@ -7,10 +7,10 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import kl_rows, soften
-from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.errors import TensorError
 from limbeck.core.labels import class_labels
 from limbeck.core.objective import Contract, Objective
-from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce
+from limbeck.core.reduction import Reduction, check_inside, check_logits, check_positive, fit_mask, reduce
 from limbeck.core.trace import Trace
 
 
@@ -57,7 +57,7 @@ def tf_kd_loss(
     """
     check_logits(student_logits, labels=labels)
     check_positive(temperature, "temperature")
-    _check_correct(correct)
+    check_inside(correct, "correct")
     classes = student_logits.shape[-1]
     if classes < 2:
         raise TensorError("Tf-KD needs a class beside the target", where="student_logits", found=f"{classes} class")
@@ -67,11 +67,6 @@ def tf_kd_loss(
     values = kl_rows(soften(designed, temperature), student) * (temperature**2 if soften_student else 1.0)
     mask = labelled if mask is None else labelled & fit_mask(mask, values)
     return reduce(values, mask, reduction)
-
-
-def _check_correct(correct: float) -> None:
-    if not 0 < correct < 1:
-        raise ConfigError("must lie between 0 and 1", where="correct", found=correct)
 
 
 @register(
@@ -124,7 +119,7 @@ class TfKD(Objective):
     def __init__(self, correct: float = 0.99, temperature: float = 20.0, soften_student: bool = False) -> None:
         super().__init__()
         check_positive(temperature, "temperature")
-        _check_correct(correct)
+        check_inside(correct, "correct")
         self.correct, self.temperature, self.soften_student = correct, temperature, soften_student
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
