@@ -30,18 +30,32 @@ def split_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     return labels.clamp(min=0), labels >= 0
 
 
-def class_labels(labels: Tensor | None, classes: int, method: str) -> tuple[Tensor, Tensor]:
+def class_labels(
+    labels: Tensor | None, classes: int, method: str, *, others: bool = False, soft: bool = False
+) -> tuple[Tensor, Tensor]:
     """``split_labels`` for a loss that has to know the class of each place.
 
+    Args:
+        labels: Integers.
+        classes: How many.
+        method: Who asks, for the error.
+        others: It also looks at the other classes, so there must be one.
+        soft: Soft labels will do; they name the class that they favour.
+
     Raises:
-        TensorError: No labels, soft labels, or a label that names no class.
+        TensorError: No labels, soft labels that will not do, a label that names no class, or no other class.
 
     >>> class_labels(torch.tensor([1]), 3, "PLD")
     (tensor([1]), tensor([True]))
     """
-    if labels is None or labels.is_floating_point():
-        found = "none" if labels is None else f"{list(labels.shape)} {labels.dtype}"
-        raise TensorError(f"{method} needs to know the class", where="labels", found=found, wanted="integer labels")
+    if others and classes < 2:
+        raise TensorError(f"{method} needs a class beside the target", where="student_logits", found=f"{classes} class")
+    if labels is None or (labels.is_floating_point() and not soft):
+        found, wanted = "none" if labels is None else f"{list(labels.shape)} {labels.dtype}", "integer labels"
+        wanted += " or soft ones" * soft
+        raise TensorError(f"{method} needs to know the class", where="labels", found=found, wanted=wanted)
+    if labels.is_floating_point():
+        labels = labels.argmax(dim=-1)
     return split_labels(labels, classes)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import log_among_others
-from limbeck.core.errors import TensorError
 from limbeck.core.labels import class_labels
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
@@ -64,10 +63,7 @@ def dkd_loss(
     """
     check_logits(student_logits, teacher_logits, labels)
     check_positive(temperature, "temperature")
-    classes = student_logits.shape[-1]
-    if classes < 2:
-        raise TensorError("DKD needs a class beside the target", where="student_logits", found=f"{classes} class")
-    labels, labelled = class_labels(labels, classes, "DKD")
+    labels, labelled = class_labels(labels, student_logits.shape[-1], "DKD", others=True)
     target = labels.unsqueeze(-1)
 
     s_target, s_rest, s_others = _decouple(widen(student_logits) / temperature, target)

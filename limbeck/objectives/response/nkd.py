@@ -7,7 +7,6 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import cross_entropy_rows, log_among_others, soften
-from limbeck.core.errors import TensorError
 from limbeck.core.labels import class_labels
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, fit_mask, reduce, widen
@@ -60,12 +59,7 @@ def nkd_loss(
     """
     check_logits(student_logits, teacher_logits, labels)
     check_positive(temperature, "temperature")
-    classes = student_logits.shape[-1]
-    if classes < 2:
-        raise TensorError("NKD needs a class beside the target", where="student_logits", found=f"{classes} class")
-    if labels is not None and labels.is_floating_point():
-        labels = labels.argmax(dim=-1)
-    target, labelled = class_labels(labels, classes, "NKD")
+    target, labelled = class_labels(labels, student_logits.shape[-1], "NKD", others=True, soft=True)
     student, teacher = widen(student_logits), widen(teacher_logits.detach())
 
     p, q = (soften(z).gather(-1, target.unsqueeze(-1)).squeeze(-1) for z in (teacher, student))

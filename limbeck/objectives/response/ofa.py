@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import cross_entropy_rows, soften
-from limbeck.core.errors import TensorError
-from limbeck.core.labels import split_labels
+from limbeck.core.labels import class_labels
 from limbeck.core.layers import tap_values
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.reduction import Reduction, check_logits, check_positive, reduce
@@ -63,9 +62,7 @@ def ofa_loss(
     check_positive(gamma, "gamma")
     check_positive(temperature, "temperature")
     classes = logits.shape[-1]
-    if labels is None:
-        raise TensorError("OFA needs to know the class", where="labels", found="none", wanted=list(logits.shape[:-1]))
-    target, labelled = split_labels(labels.argmax(dim=-1) if labels.is_floating_point() else labels, classes)
+    target, labelled = class_labels(labels, classes, "OFA", soft=True)
     teacher = soften(teacher_logits.detach(), temperature).exp()
     truth = (F.one_hot(target, classes) * labelled.unsqueeze(-1)).to(teacher.dtype)
     coefficients = (teacher + truth).pow(gamma) - truth

@@ -7,7 +7,6 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import kl_rows, soften
-from limbeck.core.errors import TensorError
 from limbeck.core.labels import class_labels
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_inside, check_logits, check_positive, fit_mask, reduce
@@ -59,9 +58,7 @@ def tf_kd_loss(
     check_positive(temperature, "temperature")
     check_inside(correct, "correct")
     classes = student_logits.shape[-1]
-    if classes < 2:
-        raise TensorError("Tf-KD needs a class beside the target", where="student_logits", found=f"{classes} class")
-    target, labelled = class_labels(labels, classes, "Tf-KD")
+    target, labelled = class_labels(labels, classes, "Tf-KD", others=True)
     student = soften(student_logits, temperature if soften_student else 1.0)
     designed = student.new_full(student.shape, (1 - correct) / (classes - 1)).scatter(-1, target.unsqueeze(-1), correct)
     values = kl_rows(soften(designed, temperature), student) * (temperature**2 if soften_student else 1.0)
