@@ -151,13 +151,13 @@ class Distiller(nn.Module):
         return self.compare(*self.traces(prepared), prepared, counted=batch)
 
     def traces(self, batch: Batch) -> tuple[Trace, Trace]:
-        """What student and teacher say about a prepared batch."""
+        """What student and teacher say about a prepared batch; a model that no term taps is not run."""
         if self._listener is None:
             raise ConfigError(
                 "not set up yet", where="distiller", remedy="call distiller.setup(batch) before making the optimizer"
             )
         teacher = self._teach(batch)  # first, so that its working memory is free again when the student runs
-        return self._listener(batch.inputs), teacher
+        return self._listener(batch.inputs) if self.loss.student_taps else Trace(None), teacher
 
     def compare(self, student: Trace, teacher: Trace, batch: Batch, counted: Batch | None = None) -> Losses:
         """The weighted sum of all terms over two traces.

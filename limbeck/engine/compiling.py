@@ -51,12 +51,14 @@ def should_compile(mode: str, *, device: str, steps: int, step_flops: float = 0.
 def work(distiller: Distiller, example: Batch, samples: float) -> tuple[float, int]:
     """Floating-point operations of a step (student forward and backward, teacher forward), and modules to build.
 
+    A model that no term taps is not run, and does not count.
+
     Args:
         distiller: Set up.
         example: A small batch.
         samples: Samples of a step on one rank.
     """
-    models = [(distiller.student, example.inputs, 3)]
+    models = [(distiller.student, example.inputs, 3)] if distiller.loss.student_taps else []
     if isinstance(distiller.teacher, FrozenTeacher) and distiller.loss.teacher_taps:
         models.append((distiller.teacher.model, teacher_inputs(example), 1))
     operations = sum(times * flops(model, inputs) for model, inputs, times in models)

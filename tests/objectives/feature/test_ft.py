@@ -9,10 +9,13 @@ import torch
 
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
-from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.errors import ConfigError, TapError, TensorError
+from limbeck.data import as_loader
+from limbeck.engine import TrainConfig, fit
 from limbeck.models import create
 from limbeck.objectives.feature.ft import FT, ft_loss
 from limbeck.objectives.parts.paraphraser import Paraphrase, Paraphraser
+from limbeck.schemes.hint_then_kd import HintThenKD
 
 
 def test_the_papers_distance() -> None:
@@ -72,6 +75,25 @@ def test_two_stages_share_the_paraphraser_and_freeze_it_in_the_second() -> None:
     losses.total.backward()
     assert not any(p.requires_grad for p in loss.paraphraser.parameters())
     assert all(p.grad.abs().sum() > 0 for p in loss.translator.parameters())
+
+
+def test_the_first_stage_runs_the_teacher_alone() -> None:
+    """Four steps of each stage: the student is called in the second alone, and unchanged by the first."""
+    student, teacher = create("resnet8", in_channels=1), create("resnet14", in_channels=1)
+    first, second = HintThenKD(share=0.5).stages(student, FT(), teacher, TrainConfig(steps=8, compile="off"))
+    before, calls = {k: v.clone() for k, v in student.state_dict().items()}, {"student": 0, "teacher": 0}
+    for name, model in (("student", student), ("teacher", teacher)):
+        model.register_forward_pre_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    train = as_loader((torch.randn(24, 1, 8, 8), torch.arange(24) % 6), batch_size=6, train=True)
+    fit([first], train, quiet=True)
+    assert calls["student"] == 0
+    assert calls["teacher"] >= 4
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    with pytest.raises(TapError, match="list 'logits' among the objective's taps"):
+        first.distiller.setup(train.example(2)).traces(train.example(2))[0].logits  # noqa: B018
+    fit([second], train, quiet=True)
+    assert calls["student"] >= 4
+    assert not all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
 
 
 def test_sizes() -> None:
