@@ -28,6 +28,7 @@ class Batch:
         inputs: Whatever the model takes: a tensor, a tuple (positional), a dict (keywords), a graph.
         labels: ``[B, *]`` integers (negative: this position has no label), ``[B, *, C]`` soft labels, or targets.
         index: ``[B]`` stable sample ids; memory banks and caches key on them.
+        view: Which view of its sample each is, ``[B]`` integers, or one number for all; caches key on it too.
         mask: ``[B, *]`` booleans, True where a position counts. ``None``: all count.
         progress: 0 at the start of training, 1 at its end; a 0-d tensor keeps compiled graphs from being rebuilt.
         teacher_inputs: What the teacher sees where that differs from ``inputs`` (another tokenizer, the edges).
@@ -43,6 +44,7 @@ class Batch:
     teacher_inputs: Any = None
     totals: Mapping[str, Tensor | float] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
+    view: int | Tensor | None = None
 
     @property
     def size(self) -> int:

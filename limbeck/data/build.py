@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from limbeck.core.errors import ConfigError
+from limbeck.core.errors import ConfigError, DataError
 from limbeck.data.augment import Augment, AugmentSpec
 from limbeck.data.loader import Loader
 from limbeck.data.normalise import Normalisation
@@ -41,6 +41,9 @@ def build_loader(
     shuffle: bool | None = None,
     drop_last: bool | None = None,
     task: str | None = None,
+    views: int | None = None,
+    view_seed: int | None = None,
+    per_read: int = 1,
 ) -> Loader:
     """The loader of one split.
 
@@ -58,6 +61,9 @@ def build_loader(
         shuffle: Overrides ``train`` as to the order.
         drop_last: Overrides ``train`` as to the last batch.
         task: Overrides what the split says of its labels; see :data:`~limbeck.data.TASKS`.
+        views: How many views a sample has: epoch ``e`` shows view ``e % views``; ``None``: a new one each epoch.
+        view_seed: Of the views, where that is not ``seed``.
+        per_read: How many views of a sample stand in one batch; it is read and decoded once for all of them.
 
     Example:
         >>> loader = build_loader(load_source("digits").train, batch_size=64, train=True, augment=["pad_crop"])
@@ -69,7 +75,7 @@ def build_loader(
     transform = Augment(
         augment,
         normalise=split.normalise if normalise is None and split.normalise != "none" else normalise,
-        seed=seed,
+        seed=seed if view_seed is None else view_seed,
         samples=split.samples,
         classes=split.class_count,
     )
@@ -83,12 +89,20 @@ def build_loader(
     drop = train if drop_last is None else drop_last
     loader: Loader
     if isinstance(split, StreamSplit):
+        if views is not None or per_read != 1:
+            raise DataError(
+                "samples that are only walked through cannot be asked for again",
+                where="views",
+                found=f"views {views}, per_read {per_read}",
+                remedy="pass the data set itself, not a DataLoader or an iterable",
+            )
         batches: Iterable[Any] = split.batches
         if isinstance(batches, IterableDataset):
             batches = DataLoader(batches, batch_size, num_workers=workers or 0, drop_last=drop)
         loader = WrappedLoader(batches, split.labels, samples=split.samples, **known)
     else:
         known |= {"batch_size": batch_size, "shuffle": train if shuffle is None else shuffle, "drop_last": drop}
+        known |= {"views": views, "per_read": per_read}
         if _holds(split, torch.device(device), resident):
             loader = ResidentLoader(split.load(), split.labels, **known)
         else:

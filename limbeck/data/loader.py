@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -95,10 +95,23 @@ class Loader(ABC):
         return steps
 
 
-class IndexedLoader(Loader):
-    """A loader of a set whose samples can be asked for by index."""
+Piece = tuple[Tensor, int]  # samples, and the view of them that is wanted
 
-    kind: str
+
+class IndexedLoader(Loader):
+    """A loader of a set whose samples can be asked for by index.
+
+    Epoch ``e`` shows view ``e`` of every sample. With ``views`` it shows view ``e % views``, so that a sample has so
+    many views and no more. With ``per_read`` K a batch holds K views of each of its samples, read once: the samples of
+    one pass come in K epochs, and after these every sample has been seen in the same K views as with K of 1.
+
+    Args:
+        views: How many views a sample has; ``None``: a new one each epoch.
+        per_read: How many views of a sample stand in one batch.
+    """
+
+    views: int | None
+    per_read: int
 
     def __init__(
         self,
@@ -113,9 +126,18 @@ class IndexedLoader(Loader):
         seed: int,
         classes: int | None,
         class_names: tuple[str, ...] | None,
+        views: int | None = None,
+        per_read: int = 1,
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError("must be a positive whole number", where="batch_size", found=repr(batch_size))
+        for name, value in {"batch_size": batch_size, "per_read": per_read, "views": views}.items():
+            if not (value is None and name == "views") and (not isinstance(value, int) or value < 1):
+                raise ConfigError("must be a positive whole number", where=name, found=repr(value))
+        if batch_size % per_read or (views is not None and views % per_read):
+            raise ConfigError(
+                "does not divide the batch, or the views that there are",
+                where="per_read",
+                found=f"{per_read} with batch_size {batch_size} and views {views}",
+            )
         if drop_last and samples < batch_size:
             raise DataError(
                 "the set is smaller than one batch",
@@ -128,10 +150,57 @@ class IndexedLoader(Loader):
         self.labels, self.classes, self.class_names = labels, classes, class_names
         self.shuffle, self.drop_last, self.augment, self.seed = shuffle, drop_last, augment, seed
         self.device = torch.device(device)
+        self.views, self.per_read = views, per_read
+
+    @property
+    def shown(self) -> int:
+        """Views that one epoch shows, over all samples; a few are left out where ``per_read`` does not divide them."""
+        return self.samples // self.per_read * self.per_read
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_in(self.samples, self.batch_size, self.drop_last)
+        return steps_in(self.shown, self.batch_size, self.drop_last)
+
+    @abstractmethod
+    def read(self, wanted: Sequence[Sequence[Piece]]) -> Iterator[Batch]:
+        """Batches of these samples in these views, for whoever wants others than an epoch's.
+
+        Args:
+            wanted: For each batch its pieces, which follow each other in it.
+        """
+
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
+    ) -> Iterator[list[Batch]]:
+        check_place(start_step, self.steps_per_epoch, rank, world, parts)
+        steps = list(
+            step_slices(
+                self.shown, self.batch_size, self.drop_last, start_step=start_step, rank=rank, world=world, parts=parts
+            )
+        )
+        return self._run(epoch, steps)
+
+    def _run(self, epoch: int, steps: list[list[slice]]) -> Iterator[list[Batch]]:
+        order = self.order(epoch // self.per_read, self.device)
+        chunk = self.shown // self.per_read
+        order = order[epoch % self.per_read * chunk :][: chunk if self.per_read > 1 else None]
+        read = self.read([self._pieces(order, part, epoch) for step in steps for part in step])
+        for step in steps:
+            yield [next(read) for _ in step]
+
+    def _pieces(self, order: Tensor, part: slice, epoch: int) -> list[Piece]:
+        """What stands at some of an epoch's places: place ``p`` holds view ``p % K`` of sample ``p // K``."""
+        count, first = self.per_read, epoch // self.per_read * self.per_read
+        pieces = []
+        for turn in range(count):
+            rows = order[(part.start - turn + count - 1) // count : (part.stop - turn + count - 1) // count]
+            if len(rows):
+                pieces.append((rows, self.view_of(first + turn)))
+        return pieces
+
+    def view_of(self, number: int) -> int:
+        """The view shown in the place of an endless row's ``number``-th."""
+        return number if self.views is None else number % self.views
 
     def order(self, epoch: int, device: torch.device | str = "cpu") -> Tensor:
         """All samples in the order of an epoch: random by (seed, epoch) where shuffled, else ascending."""
@@ -143,6 +212,7 @@ class IndexedLoader(Loader):
         bare = copy.copy(self)
         bare.shuffle = bare.drop_last = False
         bare.augment = Augment((), normalise=self.augment.normalise, classes=self.classes)
+        bare.views = bare.per_read = 1
         return bare.batches()
 
     def describe(self) -> dict[str, Any]:
@@ -154,6 +224,9 @@ class IndexedLoader(Loader):
             "drop_last": self.drop_last,
             "seed": self.seed,
             "augment": describe_augment(self.augment.transforms),
+            "view_seed": self.augment.seed,
+            "views": self.views,
+            "per_read": self.per_read,
             "normalise": None if stats is None else {"mean": list(stats.mean), "std": list(stats.std)},
         }
 
@@ -161,9 +234,3 @@ class IndexedLoader(Loader):
         """Inputs that are no images: feature vectors are normalised, anything else is as it is."""
         vectors = isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point()
         return self.augment.finish(inputs) if vectors else inputs
-
-    def _steps(self, start_step: int, rank: int, world: int, parts: int) -> Iterator[list[slice]]:
-        check_place(start_step, self.steps_per_epoch, rank, world, parts)
-        return step_slices(
-            self.samples, self.batch_size, self.drop_last, start_step=start_step, rank=rank, world=world, parts=parts
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch, batch_size_of, map_tensors
 from limbeck.data.augment import Augment
-from limbeck.data.loader import IndexedLoader
+from limbeck.data.collate import join_pieces
+from limbeck.data.loader import IndexedLoader, Piece
 
 
 class ResidentLoader(IndexedLoader):
@@ -28,6 +29,7 @@ class ResidentLoader(IndexedLoader):
         seed: Of the order.
         classes: How many.
         class_names: Their names.
+        views, per_read: See :class:`~limbeck.data.loader.IndexedLoader`.
 
     Example:
         >>> loader = ResidentLoader(torch.zeros(10, 3), torch.arange(10), batch_size=4)
@@ -48,6 +50,8 @@ class ResidentLoader(IndexedLoader):
         seed: int = 0,
         classes: int | None = None,
         class_names: tuple[str, ...] | None = None,
+        views: int | None = None,
+        per_read: int = 1,
     ) -> None:
         super().__init__(
             batch_size_of(inputs),
@@ -55,33 +59,32 @@ class ResidentLoader(IndexedLoader):
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
-            augment=augment or Augment(),
+            augment=augment or Augment(seed=seed),
             device=device,
             seed=seed,
             classes=classes,
             class_names=class_names,
+            views=views,
+            per_read=per_read,
         )
         self.inputs = map_tensors(inputs, lambda t: t.to(self.device))
         self._labels = None if labels is None else labels.to(self.device)
         self.images = isinstance(inputs, Tensor) and inputs.ndim == 4
         self.augment.check(inputs if isinstance(inputs, Tensor) else torch.empty(0), labels)
 
-    def epoch(
-        self, epoch: int, *, start_step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
-    ) -> Iterator[list[Batch]]:
-        steps = self._steps(start_step, rank, world, parts)
-        order = self.order(epoch, self.device)
-        return ([self._batch(order[part], epoch) for part in step] for step in steps)
+    def read(self, wanted: Sequence[Sequence[Piece]]) -> Iterator[Batch]:
+        return (join_pieces([self._view(index, view) for index, view in pieces]) for pieces in wanted)
 
     def example(self, size: int = 2) -> Batch:
-        return self._batch(torch.arange(min(size, self.samples), device=self.device), epoch=0)
+        return self._view(torch.arange(min(size, self.samples), device=self.device), 0)
 
-    def _batch(self, index: Tensor, epoch: int) -> Batch:
+    def _view(self, index: Tensor, view: int) -> Batch:
         if not self.images:
             labels = None if self._labels is None else self._labels[index]
-            return Batch(self._plain(map_tensors(self.inputs, lambda t: t.index_select(0, index))), labels, index)
-        rows = self.augment.reads(index, epoch)
+            inputs = self._plain(map_tensors(self.inputs, lambda t: t.index_select(0, index)))
+            return Batch(inputs, labels, index, view=view)
+        rows = self.augment.reads(index, view)
         read = rows.flatten()
         labels = None if self._labels is None else self._labels[read]
-        inputs, labels = self.augment(self.inputs.index_select(0, read), rows, epoch, labels)
-        return Batch(inputs, labels, index)
+        inputs, labels = self.augment(self.inputs.index_select(0, read), rows, view, labels)
+        return Batch(inputs, labels, index, view=view)

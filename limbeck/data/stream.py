@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError, LimbeckError
 from limbeck.core.hashing import key
 from limbeck.data.augment import Augment
-from limbeck.data.collate import to_batch
-from limbeck.data.loader import IndexedLoader
+from limbeck.data.collate import join_pieces, part_of, to_batch
+from limbeck.data.loader import IndexedLoader, Piece
 from limbeck.data.randomness import OwnRandomness
 
 _ITEMS = 4  # keeps what a data set draws apart from orders and views
@@ -34,8 +35,9 @@ class StreamLoader(IndexedLoader):
     """Batches of a map-style data set, read by worker processes and augmented on the device.
 
     The order is that of (seed, epoch), and steps are skipped without reading. Before each sample the generators of
-    ``torch``, ``numpy`` and ``random`` are seeded with (seed, epoch, index), so that what the data set's own
-    transforms draw is settled too, whatever the number of workers.
+    ``torch``, ``numpy`` and ``random`` are seeded with (seed, view, index), so that what the data set's own
+    transforms draw is settled too, whatever the number of workers. With ``per_read`` they draw once for all views of a
+    sample that a batch holds.
 
     Args:
         dataset: Has ``len`` and gives a sample by index; what it may give, :func:`~limbeck.data.to_batch` says.
@@ -50,6 +52,7 @@ class StreamLoader(IndexedLoader):
         collate_fn: Puts samples together; torch's own by default.
         classes: How many.
         class_names: Their names.
+        views, per_read: See :class:`~limbeck.data.loader.IndexedLoader`.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class StreamLoader(IndexedLoader):
         collate_fn: Callable[[list[Any]], Any] | None = None,
         classes: int | None = None,
         class_names: tuple[str, ...] | None = None,
+        views: int | None = None,
+        per_read: int = 1,
     ) -> None:
         super().__init__(
             len(dataset),
@@ -74,77 +79,102 @@ class StreamLoader(IndexedLoader):
             batch_size=batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
-            augment=augment or Augment(),
+            augment=augment or Augment(seed=seed),
             device=device,
             seed=seed,
             classes=classes,
             class_names=class_names,
+            views=views,
+            per_read=per_read,
         )
         self.dataset, self.collate_fn = dataset, collate_fn or default_collate
         self.workers = default_workers() if workers is None else workers
-        example = self._read(self._items(0, torch.arange(1)))
+        example = self._read(self._items([(0, 0)]))
         images = isinstance(example.inputs, Tensor) and example.inputs.ndim == 4
         self.images = images and (example.inputs.dtype == torch.uint8 or self.augment.active)
         self.augment.check(example.inputs if isinstance(example.inputs, Tensor) else torch.empty(0), example.labels)
 
-    def epoch(
-        self, epoch: int, *, start_step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
-    ) -> Iterator[list[Batch]]:
-        steps = list(self._steps(start_step, rank, world, parts))
-        return self._run(epoch, steps, self.order(epoch))
-
     def example(self, size: int = 2) -> Batch:
-        rows = self._rows(torch.arange(min(size, self.samples)), epoch=0)
-        return self._finish(self._items(0, rows.flatten()), rows, epoch=0)
+        asked = self._asked([(torch.arange(min(size, self.samples)), 0)])
+        return self._finish(self._items(asked.items), asked)
 
-    def _run(self, epoch: int, steps: list[list[slice]], order: Tensor) -> Iterator[list[Batch]]:
-        rows = [self._rows(order[part], epoch) for step in steps for part in step]
+    def read(self, wanted: Sequence[Sequence[Piece]]) -> Iterator[Batch]:
+        asked = [self._asked(pieces) for pieces in wanted]
         loader = DataLoader(
-            _Seeded(self.dataset, self.seed, epoch),
-            batch_sampler=[r.flatten().tolist() for r in rows],
+            _Seeded(self.dataset, self.augment.seed),
+            batch_sampler=[each.items for each in asked],
             num_workers=self.workers,
             collate_fn=_Collate(self.collate_fn),
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else a worker's seed is drawn from the training's generator
         )
-        read, wanted = iter(loader), iter(rows)
-        for step in steps:
-            yield [self._finish(next(read), next(wanted), epoch) for _ in step]
+        return (self._finish(items, each) for items, each in zip(loader, asked, strict=True))
 
-    def _rows(self, index: Tensor, epoch: int) -> Tensor:
-        return self.augment.reads(index, epoch) if self.images else index.view(1, -1)
+    def _asked(self, pieces: Sequence[Piece]) -> _Asked:
+        """What is read for a batch; with several views of a sample in it each image is read once."""
+        views = [view for _, view in pieces]
+        rows = [self.augment.reads(i.cpu(), v) if self.images else i.cpu().view(1, -1) for i, v in pieces]
+        flat = torch.cat([r.flatten() for r in rows])
+        places: list[Tensor | None] = [None]
+        if len(pieces) > 1:
+            flat, inverse = flat.unique(return_inverse=True)
+            places = list(inverse.split([r.numel() for r in rows]))
+        return _Asked([(views[0], row) for row in flat.tolist()], views, rows, places)
 
-    def _items(self, epoch: int, rows: Tensor) -> Any:
-        return _Collate(self.collate_fn)(_Seeded(self.dataset, self.seed, epoch).__getitems__(rows.tolist()))
+    def _items(self, items: list[tuple[int, int]]) -> Any:
+        return _Collate(self.collate_fn)(_Seeded(self.dataset, self.augment.seed).__getitems__(items))
 
     def _read(self, collated: Any) -> Batch:
         if isinstance(collated, LimbeckError):
             raise collated
         return to_batch(collated)
 
-    def _finish(self, collated: Any, rows: Tensor, epoch: int) -> Batch:
+    def _finish(self, collated: Any, asked: _Asked) -> Batch:
         batch = self._read(collated).to(self.device)
-        rows = rows.to(self.device, non_blocking=True)
-        if not self.images:
-            return batch.replace(inputs=self._plain(batch.inputs), index=rows[0])
-        inputs, labels = self.augment(batch.inputs, rows, epoch, batch.labels)
-        return batch.replace(inputs=inputs, labels=labels, index=rows[0])
+        pieces = []
+        for view, rows, places in zip(asked.views, asked.rows, asked.places, strict=True):
+            rows = rows.to(self.device, non_blocking=True)
+            own = batch if places is None else part_of(batch, places.to(self.device))
+            own = own.replace(index=rows[0], view=view)
+            if self.images:
+                inputs, labels = self.augment(own.inputs, rows, view, own.labels)
+                pieces.append(own.replace(inputs=inputs, labels=labels))
+            else:
+                pieces.append(own.replace(inputs=self._plain(own.inputs)))
+        return join_pieces(pieces)
+
+
+@dataclass
+class _Asked:
+    """What is read for one batch.
+
+    Args:
+        items: For each sample that is read the view whose randomness it is read with, and its row.
+        views: Of each piece.
+        rows: Of each piece what enters it, ``[2**mixes, B]``.
+        places: Of each piece where its rows stand among the items; ``None``: they are the items.
+    """
+
+    items: list[tuple[int, int]]
+    views: list[int]
+    rows: list[Tensor]
+    places: list[Tensor | None]
 
 
 class _Seeded(Dataset[Any]):
     """Gives ``(index, sample)``, each sample drawn with randomness of its own."""
 
-    def __init__(self, dataset: Any, seed: int, epoch: int) -> None:
-        self.dataset, self.key = dataset, (_ITEMS, seed, epoch)
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, rows: list[int]) -> list[Any] | LimbeckError:
+    def __getitems__(self, rows: list[tuple[int, int]]) -> list[Any] | LimbeckError:
         items = []
         with OwnRandomness(0).active() as randomness:
-            for row in rows:
-                randomness.seed(key(*self.key, row))
+            for view, row in rows:
+                randomness.seed(key(_ITEMS, self.seed, view, row))
                 try:
                     items.append(self.dataset[row])
                 except LimbeckError as error:
