@@ -23,6 +23,7 @@ class Place:
         parameters: How many parameters it holds, those of its children included.
         inputs: Shape of the first tensor it was given, or ``None``.
         outputs: Shapes of the tensors it returned, ``None`` for what is no tensor.
+        plain: It returned a tensor, not a structure that holds one.
         leaf: It has no children.
         linear: It is a linear layer.
         head: It is a head that was put on the model, whose parts go by ``head.NAME`` (see ``limbeck.models.put_head``).
@@ -36,6 +37,7 @@ class Place:
     parameters: int = 0
     inputs: tuple[int, ...] | None = None
     outputs: list[tuple[int, ...] | None] = field(default_factory=list)
+    plain: bool = True
     leaf: bool = True
     linear: bool = False
     head: bool = False
@@ -92,6 +94,7 @@ def survey(model: nn.Module, inputs: Any) -> dict[str, Place]:
             given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
             place.inputs = tuple(given.shape) if given is not None else None
             place.outputs = [tuple(v.shape) if isinstance(v, Tensor) else None for v in values]
+            place.plain = isinstance(output, Tensor)
             place.probabilities = [i for i, v in enumerate(values) if _is_attention(v)]
             finished += 1
             places.pop(name, None)

@@ -24,6 +24,7 @@ from limbeck.core.distiller import Distiller
 from limbeck.core.errors import LimbeckError
 from limbeck.core.objective import DataInfo
 from limbeck.models import put_head
+from limbeck.models.heads.reused import Projected
 
 transformers = pytest.importorskip("transformers")
 
@@ -50,8 +51,8 @@ REFUSES: dict[str, tuple[str, Callable[[str, str], bool]]] = {
     "kdsvd": (ONE_LAYER, lambda s, t: "vit" in (s, t)),
     "minilm": ("it compares the attention of both between the same tokens", lambda s, t: s != t),
     "simkd": (
-        "its head wraps what gives the last map, and these backbones give it inside a structure",
-        lambda *_: True,
+        "it projects the map whose mean the classifier reads onto that of the teacher",
+        lambda s, t: not {s, t} <= {*POOLED},
     ),
 }
 
@@ -150,6 +151,17 @@ def test_the_list_names_methods() -> None:
 @pytest.mark.parametrize("key", KEYS)
 def test_between_architectures(key: str, pair: tuple[str, str]) -> None:
     works_or_refuses(key, *pair)
+
+
+@pytest.mark.parametrize("student", POOLED)
+def test_a_projector_stands_behind_the_last_map_that_is_no_structure(student: str) -> None:
+    """The encoder of ResNet gives the same map inside a structure."""
+    (teacher,) = {*POOLED} - {student}
+    train("simkd", student, teacher)
+    net = copy.deepcopy(model(student, 8))
+    put_head(net, "reused", example=batch(0), teacher=model(teacher, 12))
+    (projected,) = (name for name, module in net.named_modules() if isinstance(module, Projected))
+    assert projected == {"resnet": "resnet.encoder.stages.2", "mobilenet_v2": "mobilenet_v2.conv_1x1"}[student]
 
 
 @pytest.mark.slow

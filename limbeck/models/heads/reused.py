@@ -177,16 +177,15 @@ def _no_map(whose: str, found: str) -> ModelError:
 
 
 def _last_map(site: Site) -> Place:
-    """The module that finishes last among those that give the student's last map."""
+    """The module that finishes last among those that give the student's last map, and give it as it is."""
     assert site.places is not None
     try:
         spot = resolve("stages:-1", site.places)
     except TapError as error:
         raise _no_map("student", str(error)) from error
     assert isinstance(spot, Spot)
-    wanted = site.places[spot.module].outputs
-    alike = [p for p in site.places.values() if p.outputs == wanted and p.calls == 1 and p.name != "."]
     shape = site.places[spot.module].shape or ()
+    alike = [p for p in site.places.values() if p.plain and p.shape == shape and p.calls == 1 and p.name != "."]
     if len(shape) != 4 or shape[1] != site.linear.in_features or not alike:
         raise _no_map("student", f"{list(shape)} before a layer of {site.linear.in_features} features")
     return max(alike, key=lambda p: p.order)
