@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli import compare, export, methods, recipes, run, taps
+from limbeck.cli import cache, compare, export, methods, recipes, run, taps
 from limbeck.cli.screen import say
 from limbeck.core.errors import LimbeckError
 
@@ -51,6 +51,7 @@ for _command in (
     taps.taps,
 ):
     app.command()(_command)
+app.add_typer(cache.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

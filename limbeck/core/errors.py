@@ -65,6 +65,10 @@ class CheckpointError(LimbeckError):
     """A checkpoint is damaged, incomplete or of another run."""
 
 
+class CacheError(LimbeckError):
+    """A teacher's cache is damaged, unfinished, or of another teacher, other data or other views."""
+
+
 class TrainingError(LimbeckError):
     """Training cannot go on: a loss went bad, or memory ran out."""
 

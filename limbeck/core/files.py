@@ -12,11 +12,16 @@ from torch import Tensor
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file at once: under another name, flushed to the disk, then renamed."""
+    """Write a text file at once."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file at once: under another name, flushed to the disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         flush(temporary)
         os.replace(temporary, path)
     finally:

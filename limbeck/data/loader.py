@@ -208,12 +208,16 @@ class IndexedLoader(Loader):
             return epoch_order(self.samples, self.seed, epoch, device)
         return torch.arange(self.samples, device=device)
 
-    def plain(self) -> Iterator[Batch]:
+    def bare(self) -> IndexedLoader:
+        """The same samples in order and without augmentation."""
         bare = copy.copy(self)
         bare.shuffle = bare.drop_last = False
         bare.augment = Augment((), normalise=self.augment.normalise, classes=self.classes)
         bare.views = bare.per_read = 1
-        return bare.batches()
+        return bare
+
+    def plain(self) -> Iterator[Batch]:
+        return self.bare().batches()
 
     def describe(self) -> dict[str, Any]:
         stats = self.augment.normalise

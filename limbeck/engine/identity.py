@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import CheckpointError
+from limbeck.core.plain import differences
 from limbeck.core.teacher import FrozenTeacher
 
 _SAMPLE = 256  # values of each of a teacher's tensors that are looked at
@@ -29,7 +30,7 @@ def describe_distiller(distiller: Distiller) -> dict[str, Any]:
     if isinstance(distiller.teacher, FrozenTeacher):
         teacher = digest(distiller.teacher.model)
     elif distiller.teacher is not None:
-        teacher = _path(type(distiller.teacher))
+        teacher = getattr(distiller.teacher, "identity", None) or _path(type(distiller.teacher))
     plain = {"distiller": _path(type(distiller)), "loss": terms, "student": student, "teacher": teacher}
     own = {turn: found for turn in distiller.turns if (found := distiller.settings_of(turn))}
     if own:
@@ -61,7 +62,7 @@ def refuse_other(saved: Any, now: Any) -> None:
     Traceback (most recent call last):
     limbeck.core.errors.CheckpointError: seed: the checkpoint is of another run; found 1 in the checkpoint; wanted 2 ...
     """
-    for place, old, new in _differences(saved, now, ""):
+    for place, old, new in differences(saved, now):
         raise CheckpointError(
             "the checkpoint is of another run",
             where=place or "run",
@@ -69,17 +70,6 @@ def refuse_other(saved: Any, now: Any) -> None:
             wanted=f"{new} as asked for",
             remedy="resume with the settings it was started with, or start in another folder",
         )
-
-
-def _differences(old: Any, new: Any, place: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(k for k in new if k not in old)]
-        below = [(k, old.get(k, "nothing"), new.get(k, "nothing")) for k in keys]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        below = [(i, o, n) for i, (o, n) in enumerate(zip(old, new, strict=True))]
-    else:
-        return [] if old == new else [(place, old, new)]
-    return [d for k, o, n in below for d in _differences(o, n, f"{place}.{k}" if place else str(k))]
 
 
 def _options(objective: nn.Module) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from limbeck.cache.folder import Cache
 from limbeck.core import catalogue
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ModelError
 from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher, as_teacher
-from limbeck.data.build import build_loader
+from limbeck.data.build import Resident, build_loader
 from limbeck.data.loader import Loader
 from limbeck.data.order import epoch_order
 from limbeck.data.sources.load import load_source
@@ -49,8 +50,20 @@ def fewer(split: Split, samples: int | None, seed: int = 0) -> Split:
     return split.subset(order[:samples].sort().values)
 
 
-def train_loader(data: Data, split: Split, seed: int, device: torch.device | str = "cpu") -> Loader:
-    """Shuffled and augmented batches of a split."""
+def train_loader(
+    data: Data,
+    split: Split,
+    seed: int,
+    device: torch.device | str = "cpu",
+    *,
+    cache: Cache | None = None,
+    resident: Resident = "auto",
+) -> Loader:
+    """Shuffled and augmented batches of a split; in the views that a cache has, where there is one."""
+    views, view_seed = data.views, data.view_seed
+    if cache is not None:
+        views = cache.header.views if views is None else views
+        view_seed = cache.header.data["view_seed"] if view_seed is None else view_seed
     return build_loader(
         split,
         batch_size=data.batch_size,
@@ -59,6 +72,10 @@ def train_loader(data: Data, split: Split, seed: int, device: torch.device | str
         normalise=data.normalize,
         seed=seed,
         device=device,
+        views=views,
+        view_seed=view_seed,
+        per_read=data.per_read,
+        resident=resident,
     )
 
 
@@ -160,7 +177,7 @@ def scheme_stages(
     return schemes.build(name, **options).stages(student, loss, teacher, config, logits=logits)
 
 
-def stages_of(recipe: Recipe, student: nn.Module, teacher: nn.Module | None) -> list[Stage]:
+def stages_of(recipe: Recipe, student: nn.Module, teacher: nn.Module | Teacher | None) -> list[Stage]:
     """A recipe's stages."""
     judge = as_teacher(teacher, recipe.teacher.logits) if teacher is not None and recipe.teacher is not None else None
     scheme, loss = recipe.scheme, loss_of(recipe.loss)

@@ -26,17 +26,19 @@ from limbeck.data.augment import parse_augment
 from limbeck.data.build import build_loader
 from limbeck.data.normalise import normalisation
 from limbeck.data.sources.source import DataSource
-from limbeck.data.sources.split import StreamSplit
+from limbeck.data.sources.split import Split, StreamSplit
 from limbeck.data.tasks import TASKS
 from limbeck.models import load_weights, zoo
 from limbeck.models.heads import check_head
 from limbeck.models.load import with_head
-from limbeck.recipes.build import Sizes, fewer, model_of, scheme_stages, source_of
+from limbeck.recipes.build import Sizes, fewer, model_of, scheme_stages, source_of, train_loader
+from limbeck.recipes.caching import cache_of, cached_teacher
 from limbeck.recipes.document import Document
 from limbeck.recipes.load import read
 from limbeck.recipes.problem import Key, Problem, RecipeError, dotted
 from limbeck.recipes.schema import Data, Model, Named, Recipe, TeacherModel, Term, usual_head
 from limbeck.recipes.validate import problems_of, sections
+from limbeck.teachers.cached import CachedTeacher
 
 T = TypeVar("T")
 _TRIED = 4  # samples in the dry run
@@ -77,6 +79,7 @@ class _Check:
         self.batch: Batch | None = None
         self.info = DataInfo()
         self.vocabulary: int | None = None
+        self.cached: tuple[CachedTeacher, Batch] | None = None
 
     def run(self) -> list[Problem]:
         """All problems, in the order of the file."""
@@ -86,7 +89,8 @@ class _Check:
             if self.batch is not None:
                 sizes = Sizes.of(self.batch, self.info.classes, self.vocabulary)
         student = self.model(("student",), sizes) if "student" in self.usable else None
-        teacher = self.teacher(sizes) if self.usable.get("teacher") is not None else None
+        spec = self.usable.get("teacher")
+        teacher = self.teacher(sizes) if spec is not None and spec.cache is None else None
         terms = self.loss(self.usable["loss"]) if "loss" in self.usable else {}
         if teacher is not None:
             teacher = self.head(("teacher",), teacher, self.usable["teacher"].head, None)
@@ -160,11 +164,27 @@ class _Check:
         made = self.attempt(("data",), lambda: build_loader(
             few, batch_size=_TRIED, train=False, augment=data.augment, normalise=data.normalize, workers=0
         ))  # fmt: skip
-        if made is not None:
+        teacher = self.usable.get("teacher")
+        if teacher is not None and teacher.cache is not None:
+            self.cached = self.attempt(("teacher", "cache"), lambda: self.cache(data, train))
+            if self.cached is not None:
+                self.batch = self.cached[1]
+        elif data.views is not None and data.views % data.per_read:
+            self.add(("data", "per_read"), "does not divide the views", found=f"{data.per_read} of {data.views}")
+        if made is not None and self.batch is None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
         self.vocabulary = split.vocabulary
         few_batches = made.plain if made is not None else None  # what is made of all samples is tried on these
         self.info = DataInfo(train.samples, train.labels, split.class_count, few_batches, task=split.task)
+
+    def cache(self, data: Data, train: Split) -> tuple[CachedTeacher, Batch]:
+        """The cache in its teacher's place, and the first samples of the set in the view it has of them."""
+        spec = self.usable["teacher"]
+        cache = cache_of(spec, data)
+        assert cache is not None
+        loader = train_loader(data, train, 0, cache=cache, resident=False)  # a few samples tell
+        sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
+        return cached_teacher(spec, data, cache, loader, sizes), loader.example(_TRIED)
 
     def held_out(self, source: DataSource) -> None:
         """Whether there is what the training is judged by, and of the same classes."""
@@ -317,7 +337,9 @@ class _Check:
             return
         specs: dict[str, Any] = self.usable
         loss = Terms(list(terms.values()), [specs["loss"][name].schedule() for name in terms], list(terms))
-        judge = None if teacher is None else as_teacher(teacher, specs["teacher"].logits)
+        judge: Teacher | None = None if self.cached is None else self.cached[0]
+        if teacher is not None:
+            judge = as_teacher(teacher, specs["teacher"].logits)
         stages = self.attempt(("scheme",), lambda: self.stages(student, judge, loss))
         for distiller in stages or ():
             self.attempt(("loss",), lambda: _once(distiller, batch, self.info))  # noqa: B023

@@ -101,7 +101,7 @@ class Entry:
         if self.rival and base.teacher is not None:
             spec = base.teacher
             ready = spec.model.startswith(("hf:", "timm:", "torchvision:")) or Path(spec.model).is_dir()
-            random = {"untrained": True, "weights": None, "train": None, "seed": seed}
+            random = {"untrained": True, "weights": None, "train": None, "cache": None, "seed": seed}
             changes["teacher"] = spec.model_copy(update={**random, "pretrained": False if ready else None})
         if self.steps is not None:
             changes["train"] = base.train.model_copy(update={"epochs": None, "steps": self.steps})

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from limbeck.core.errors import ConfigError, LimbeckError
 from limbeck.core.files import write_json, write_text
+from limbeck.core.teacher import Teacher
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
 from limbeck.data.sources.texts import TextSplit
@@ -20,6 +22,7 @@ from limbeck.models.heads import settle_head
 from limbeck.models.student import describe_inputs, save_student
 from limbeck.recipes.answers import answers
 from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, source_of, stages_of, train_loader
+from limbeck.recipes.caching import cache_of, cached_teacher, held_out_teacher
 from limbeck.recipes.document import dump, parse
 from limbeck.recipes.schema import Recipe
 from limbeck.recipes.teacher import teacher_of
@@ -64,12 +67,17 @@ def run(
 
     if main:
         write_text(out / "recipe.yaml", dump(recipe.written()))
-    source = source_of(recipe.data)
-    loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed, device)
+    source, cache = source_of(recipe.data), cache_of(recipe.teacher, recipe.data)
+    loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed, device, cache=cache)
     sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
     beside = Path(teachers) if teachers is not None else out.parent / "teachers"
-    teacher = teacher_of(recipe, source, sizes, beside, device=device, main=main, quiet=quiet)
-    student = model_of(recipe.student, sizes, recipe.seed, example=loader.example(2).to("cpu"), teacher=teacher)
+    model: nn.Module | None = None
+    teacher: nn.Module | Teacher | None
+    if cache is not None:
+        teacher = cached_teacher(recipe.teacher, recipe.data, cache, loader, sizes)
+    else:
+        teacher = model = teacher_of(recipe, source, sizes, beside, device=device, main=main, quiet=quiet)
+    student = model_of(recipe.student, sizes, recipe.seed, example=loader.example(2).to("cpu"), teacher=model)
     validation = None if source.validation is None else check_loader(recipe.data, source.validation, device)
     stages = stages_of(recipe, student, teacher)
     begun = resume and (out / "checkpoints").is_dir()
@@ -95,12 +103,12 @@ def run(
     measured = check_loader(recipe.data, split, place)
     where = None if recipe.teacher is None else recipe.teacher.logits
     said = None  # in a comparison many runs ask the same teacher the same
-    if teacher is not None and teachers is not None:
+    if model is not None and teachers is not None:
         identity = {"split": name, "source": source.describe()}
-        said = answers(teacher.to(place), measured, beside.with_name("answers"), data=identity, where=where)
+        said = answers(model.to(place), measured, beside.with_name("answers"), data=identity, where=where)
     result = assess(
         fitted.student,
-        teacher,
+        model if cache is None else held_out_teacher(recipe.teacher, source, measured),
         measured,
         logits=spec.logits,
         teacher_logits=where,

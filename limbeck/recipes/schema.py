@@ -88,6 +88,17 @@ class Data(Section):
     normalize: str | dict[str, list[float]] | None = Field(
         default=None, description="a name, or {mean: [...], std: [...]}; default the source's own"
     )
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        description="views of a sample: epoch e shows view e modulo this; default the cache's, else ever new ones",
+    )
+    view_seed: int | None = Field(
+        default=None, ge=0, description="of the views; default the cache's, else the recipe's seed"
+    )
+    per_read: int = Field(
+        default=1, ge=1, description="views of a sample that stand in one batch; it is decoded once for all of them"
+    )
 
 
 class Model(Section):
@@ -112,8 +123,13 @@ class Model(Section):
 
 
 class TeacherModel(Model):
-    """The model to learn from: with weights, or trained first."""
+    """The model to learn from: with weights, or trained first; or the cache of what it said."""
 
+    model: str = Field(default="", description="as the student's; may be left out where there is a cache")
+    cache: str | None = Field(
+        default=None,
+        description="folder of its answers, made by limbeck cache build; the model is then neither loaded nor run",
+    )
     train: TrainConfig | None = Field(
         default=None, description="train it on the labels first; what this does not say is as in the recipe's own train"
     )
@@ -128,6 +144,12 @@ class TeacherModel(Model):
     untrained: bool = Field(
         default=False, description="its random weights are meant: the control for what a teacher adds"
     )
+
+    @model_validator(mode="after")
+    def _is_there(self) -> TeacherModel:
+        if not self.model and self.cache is None:
+            raise ValueError("must name a model, or the folder of a cache")
+        return self
 
 
 class Term(BaseModel):

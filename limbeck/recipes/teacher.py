@@ -19,7 +19,7 @@ from limbeck.data.tasks import task_of
 from limbeck.models import load_weights
 from limbeck.models.student import save_student
 from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, train_loader
-from limbeck.recipes.schema import Recipe, TeacherModel
+from limbeck.recipes.schema import Data, Recipe, TeacherModel
 
 
 def teacher_of(
@@ -32,7 +32,7 @@ def teacher_of(
     main: bool = True,
     quiet: bool = False,
 ) -> nn.Module | None:
-    """A recipe's teacher, ready to teach; ``None`` where the recipe has none.
+    """The model of a recipe's teacher, ready to teach; ``None`` where the recipe has none.
 
     One that is to be trained is looked for in ``folder`` under a name that follows from everything its weights depend
     on. If it is not there it is trained there, going on from where an earlier attempt was interrupted.
@@ -47,7 +47,7 @@ def teacher_of(
         quiet: Show no progress bar.
     """
     spec = recipe.teacher
-    if spec is None:
+    if spec is None or not spec.model:
         return None
     model = model_of(spec, sizes, spec.seed)
     if spec.train is None:
@@ -78,7 +78,7 @@ def _train(
     from limbeck.engine.stage import Stage
 
     assert spec.train is not None
-    loader = train_loader(recipe.data, fewer(source.train, spec.samples), spec.seed, device)
+    loader = train_loader(_unseen(recipe.data), fewer(source.train, spec.samples), spec.seed, device)
     validation = None if source.validation is None else check_loader(recipe.data, source.validation, device)
     labels = catalogue.get(task_of(source.task).control).build()
     stage = Stage("teacher", Distiller(model, labels, logits=spec.logits), spec.train)
@@ -99,19 +99,31 @@ def _train(
     shutil.rmtree(place / "checkpoints", ignore_errors=True)  # it is done, and weighs several times the weights
 
 
-def name_of(recipe: Recipe, spec: TeacherModel, sizes: Sizes) -> str:
-    """The name of a trained teacher: its model's, and a hash of everything its weights depend on."""
-    assert spec.train is not None
-    start = spec.model_dump(mode="json", exclude={"train", "weights", "untrained"})
+def _unseen(data: Data) -> Data:
+    """The data as a teacher is trained on them: how often the student sees a view is nothing to it."""
+    return data.model_copy(update={"views": None, "view_seed": None, "per_read": 1})
+
+
+def origin_of(data: Data, spec: TeacherModel, sizes: Sizes) -> dict[str, Any]:
+    """Everything that a recipe's teacher depends on, as plain values."""
+    start = spec.model_dump(mode="json", exclude={"train", "weights", "untrained", "cache"})
     if spec.head is None:  # as were names before there were heads
         start.pop("head")
-    identity: dict[str, Any] = {
+    there = spec.weights is not None and Path(spec.weights).exists()
+    return {
         "teacher": start,
         "sizes": sizes.options(),
-        "weights": None if spec.weights is None else _content(Path(spec.weights)),
-        "train": spec.train.settled(),
-        "data": recipe.data.model_dump(mode="json", exclude={"samples"}),
+        "weights": _content(Path(spec.weights)) if there and spec.weights is not None else None,
+        "train": None if spec.train is None else spec.train.settled(),
+        "data": None
+        if spec.train is None
+        else _unseen(data).model_dump(mode="json", exclude={"samples", "views", "view_seed", "per_read"}),
     }
+
+
+def name_of(recipe: Recipe, spec: TeacherModel, sizes: Sizes) -> str:
+    """The name of a trained teacher: its model's, and a hash of everything its weights depend on."""
+    identity = origin_of(recipe.data, spec, sizes)
     digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_]+', '-', spec.model).strip('-')[-40:]}-{digest}"
 

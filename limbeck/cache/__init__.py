@@ -1,0 +1,1 @@
+"""The self-describing cache of what a teacher says."""
