@@ -95,13 +95,13 @@ def build(
         raise ConfigError("no such part", where="part", found=part, wanted="(i, n) with 0 <= i < n")
     told = describe_teacher(judge.model, logits) if isinstance(judge, FrozenTeacher) else dict(identity or {})
     wanted = store if isinstance(store, Mapping) else dict.fromkeys(store, HALF)
-    taps = tuple(wanted)
+    taps, data = tuple(wanted), describe_views(loader)
     (example,) = loader.read([[(torch.arange(min(2, loader.samples), device=loader.device), 0)]])
     judge.to(loader.device)
     judge.attach(taps, example)
     signals, constants = _stored(judge(example), example, wanted)
     header = Header(
-        data=describe_views(loader),
+        data=data,
         views=views,
         teacher=told,
         signals=signals,

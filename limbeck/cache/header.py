@@ -93,7 +93,7 @@ class Header:
         """
         own = self.written()
         compared = [k for k in wanted if k != "made_with"]  # another version may say the same
-        for place, was, now in differences({k: own.get(k) for k in compared}, {k: wanted[k] for k in compared}):
+        for place, now, was in differences({k: wanted[k] for k in compared}, {k: own.get(k) for k in compared}):
             raise CacheError(
                 f"the cache is of another {what}",
                 where=place,
