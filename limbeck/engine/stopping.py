@@ -13,10 +13,10 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         message: What was done, and how to go on.
-        number: The signal.
+        number: The signal; has a default, without which no other process could be told of the exception.
     """
 
-    def __init__(self, message: str, number: int) -> None:
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.number = number
 

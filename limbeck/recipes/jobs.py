@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -17,11 +20,14 @@ from limbeck.recipes.schema import Recipe
 
 Task = tuple[str, Recipe, Path]  # what to call it, what to do, the run's folder
 
+_GRACE = 5.0  # seconds in which runs stop by themselves: Ctrl-C in a terminal reaches all its processes
+
 
 def run_all(tasks: Iterable[Task], jobs: int, *, teachers: Path, say: Callable[[str], None] | None = None) -> None:
     """Do runs, ``jobs`` at a time; finished ones are left alone. What each came to stands in its folder.
 
-    The first is done alone, so that a teacher is trained once. Processors are shared out among the processes.
+    The first is done alone, so that a teacher is trained once. Processors are shared out among the processes. Where
+    this process is interrupted, runs under way stop with a checkpoint; where it is killed, they end with it.
 
     Args:
         tasks: The runs.
@@ -40,16 +46,31 @@ def run_all(tasks: Iterable[Task], jobs: int, *, teachers: Path, say: Callable[[
         return
     threads = max((os.cpu_count() or 1) // jobs, 1)
     spawned = multiprocessing.get_context("spawn")  # a fork would inherit the threads of torch in an unknown state
+    before = multiprocessing.active_children()
     with ProcessPoolExecutor(min(jobs, len(left)), mp_context=spawned, initializer=_begin, initargs=(threads,)) as pool:
-        first = pool.submit(_do, left[0], teachers)
-        _told(first.result(), 1, len(left), say)
-        waiting = [pool.submit(_do, task, teachers) for task in left[1:]]
+        waiting, done = iter(left), 0
+        running: set[Future[str]] = set()
         try:
-            for done, future in enumerate(as_completed(waiting), start=2):
-                _told(future.result(), done, len(left), say)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            while done < len(left):
+                # Never more than are done at a time: what a pool has queued it does, whatever happens here.
+                for task in itertools.islice(waiting, (jobs if done else 1) - len(running)):
+                    running.add(pool.submit(_do, task, teachers))
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    done += 1
+                    _told(future.result(), done, len(left), say)
+        except (KeyboardInterrupt, SystemExit):
+            _stop(running, [p for p in multiprocessing.active_children() if p not in before])
             raise
+
+
+def _stop(running: set[Future[str]], workers: list[BaseProcess]) -> None:
+    """Have what is under way write a checkpoint and stop, where it does not do so by itself."""
+    try:
+        wait(running, timeout=_GRACE)
+    finally:
+        for worker in workers:
+            worker.terminate()
 
 
 def _told(name: str, done: int, number: int, say: Callable[[str], None] | None) -> None:
@@ -59,6 +80,15 @@ def _told(name: str, done: int, number: int, say: Callable[[str], None] | None) 
 
 def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without its parent a worker would finish its run, and then wait for the next one for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(task: Task, teachers: Path) -> str:

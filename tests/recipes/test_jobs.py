@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from limbeck.core.errors import ConfigError, LimbeckError
+from limbeck.engine.stopping import Stopped
 from limbeck.recipes.compare import compare
 from limbeck.recipes.jobs import run_all
 from limbeck.recipes.load import load
@@ -35,3 +42,65 @@ def test_the_error_of_a_run_is_the_error_of_all(tmp_path: Path) -> None:
         run_all(tasks, 2, teachers=tmp_path / "teachers")
     with pytest.raises(ConfigError, match="jobs"):
         run_all(tasks, 0, teachers=tmp_path / "teachers")
+
+
+# What starts five runs, two at a time, and a plug-in by which the first is short and the others never end.
+STARTS = """
+import sys
+from pathlib import Path
+from limbeck.recipes import jobs
+from limbeck.recipes.load import load
+
+if __name__ == "__main__":
+    jobs._GRACE, here = 0.5, Path(sys.argv[1])
+    recipe = load("digits").model_copy(update={"plugins": [str(here / "endless.py")]})
+    jobs.run_all([(f"{i}", recipe, here / f"{i}") for i in range(5)], 2, teachers=here / "teachers", say=print)
+"""
+ENDLESS = """
+import time
+from limbeck.engine.stopping import Stopped, StopRequest
+from limbeck.recipes import jobs
+
+def run(recipe, folder, **options):
+    folder.mkdir()
+    with StopRequest() as stop:
+        while folder.name != "0" and stop.number is None:
+            time.sleep(0.01)
+    if stop.number is not None:
+        (folder / "stopped").touch()
+        raise Stopped("stopped", stop.number)
+
+jobs.run = run
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signals) -> None:
+    """Told by the pipe that all of them write to: it is closed when the last is gone."""
+    (tmp_path / "starts.py").write_text(STARTS)
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-u", str(tmp_path / "starts.py"), str(tmp_path)]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        while not all((tmp_path / name).exists() for name in "12"):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=15)[0]
+    finally:
+        if process.stdout is not None and not process.stdout.closed:  # somebody is left
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == -number, said
+    assert "run 1 of 5 done: 0" in said
+    assert not (tmp_path / "3").exists()
+    assert [(tmp_path / name / "stopped").exists() for name in "12"] == [number == signal.SIGINT] * 2, said
+
+
+def test_a_stop_can_be_told_to_another_process() -> None:
+    told = copy.copy(Stopped("x", 15))  # goes the way of what is sent
+    assert (str(told), told.number) == ("x", 15)
