@@ -180,6 +180,9 @@ class _Check:
     def cache(self, data: Data, train: Split) -> tuple[CachedTeacher, Batch]:
         """The cache in its teacher's place, and the first samples of the set in the view it has of them."""
         spec = self.usable["teacher"]
+        # The teacher as training sees it: its own training takes over what the student's says.
+        whole = Recipe(**self.usable).teacher if not self.problems else None
+        spec = whole or spec.model_copy(update={"model": ""})
         cache = cache_of(spec, data)
         assert cache is not None
         loader = train_loader(data, train, 0, cache=cache, resident=False)  # a few samples tell

@@ -130,3 +130,18 @@ def test_a_stream_reads_the_same(folder):
         for own, other in zip(stream.batches(epoch), make_loader(views=3, drop_last=True).batches(epoch), strict=False):
             assert torch.equal(own.inputs, other.inputs)
             assert torch.equal(teacher(own).logits, teacher(other).logits)
+
+
+def test_ranks_and_micro_batches_are_answered_alike(folder):
+    loader, teacher = make_loader(views=3, batch_size=18), CachedTeacher(folder)
+    teacher.attach(("logits",), loader.example())
+    whole = {int(i): row for b in loader.batches(1) for i, row in zip(b.index, teacher(b).logits, strict=True)}
+    shared = {}
+    for rank in range(2):
+        mine = CachedTeacher(folder)
+        mine.attach(("logits",), loader.example())
+        for step in loader.epoch(1, rank=rank, world=2, parts=2):
+            for part in step:
+                shared.update(zip(part.index.tolist(), mine(part).logits, strict=True))
+    assert shared.keys() == whole.keys()
+    assert all(torch.equal(shared[i], whole[i]) for i in whole)
