@@ -22,6 +22,7 @@ from limbeck.recipes.entries import method
 from limbeck.recipes.load import load
 from limbeck.recipes.run import run
 from limbeck.recipes.schema import Recipe
+from tests.recipes.cut_off import cut_off_and_resumed, same_students
 
 SHORT = [
     "data={source: digits, samples: 120, batch_size: 32}",
@@ -112,27 +113,11 @@ def test_what_a_dual_head_leaves_open_is_chosen_on_validation_data(tmp_path: Pat
 
 
 @pytest.mark.parametrize("loss", ["lelp", "dho"])
-def test_a_run_cut_off_goes_on_to_the_same_bits(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from limbeck.engine.run import Run
-
-    teachers = tmp_path / "teachers"
-    run(short(f"loss={loss}"), tmp_path / "whole", quiet=True, teachers=teachers)
-    real, calls = Run.after_step, []
-
-    def fail_at_five(self: Run) -> None:
-        real(self)
-        calls.append(1)
-        if len(calls) == 5:
-            raise RuntimeError("the power went out")
-
-    monkeypatch.setattr(Run, "after_step", fail_at_five)
-    with pytest.raises(RuntimeError, match="power"):
-        run(short(f"loss={loss}"), tmp_path / "run", quiet=True, teachers=teachers)
-    monkeypatch.setattr(Run, "after_step", real)
-    run(short(f"loss={loss}"), tmp_path / "run", resume=True, quiet=True, teachers=teachers)
-    first, second = (load_file(tmp_path / f / "student" / "model.safetensors") for f in ("whole", "run"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_a_run_cut_off_goes_on_to_the_same_bits(loss: str, tmp_path: Path) -> None:
+    recipe, teachers = short(f"loss={loss}"), tmp_path / "teachers"
+    run(recipe, tmp_path / "whole", quiet=True, teachers=teachers)
+    cut_off_and_resumed(recipe, tmp_path / "run", teachers)
+    assert same_students(tmp_path / "whole", tmp_path / "run")
 
 
 def test_in_a_comparison_each_line_has_the_head_of_its_method(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from limbeck.recipes.document import parse
 from limbeck.recipes.load import load
 from limbeck.recipes.run import differences, run
 from limbeck.recipes.schema import Recipe
+from tests.recipes.cut_off import cut_off_and_resumed, same_students
 
 SHORT = [
     "data={source: digits, samples: 120, batch_size: 32}",
@@ -62,8 +63,7 @@ def test_the_student_is_plain_and_can_be_built_again(done: tuple[Path, dict[str,
 def test_the_same_recipe_gives_the_same_student(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, result = done
     again = run(short(), tmp_path / "again", quiet=True, teachers=folder.parent / "teachers")
-    first, second = (load_file(f / "student" / "model.safetensors") for f in (folder, tmp_path / "again"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same_students(folder, tmp_path / "again")
     assert again["accuracy"] == result["accuracy"]
 
 
@@ -117,29 +117,10 @@ def test_resuming_with_another_recipe_is_refused_by_name(done: tuple[Path, dict[
     run(short("train.log_every=7"), folder, resume=True, quiet=True)  # changes no weight
 
 
-def test_a_run_cut_off_goes_on_to_the_same_bits(
-    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from limbeck.engine.run import Run
-
+def test_a_run_cut_off_goes_on_to_the_same_bits(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     whole, _ = done
-    folder, teachers = tmp_path / "run", whole.parent / "teachers"
-    real, calls = Run.after_step, []
-
-    def fail_at_five(self: Run) -> None:
-        real(self)
-        calls.append(1)
-        if len(calls) == 5:
-            raise RuntimeError("the power went out")
-
-    monkeypatch.setattr(Run, "after_step", fail_at_five)
-    with pytest.raises(RuntimeError, match="power"):
-        run(short(), folder, quiet=True, teachers=teachers)
-    assert not (folder / "result.json").exists()
-    monkeypatch.setattr(Run, "after_step", real)
-    run(short(), folder, resume=True, quiet=True, teachers=teachers)
-    first, second = (load_file(f / "student" / "model.safetensors") for f in (whole, folder))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    cut_off_and_resumed(short(), tmp_path / "run", whole.parent / "teachers")
+    assert same_students(whole, tmp_path / "run")
 
 
 def test_a_damaged_result_is_told(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
