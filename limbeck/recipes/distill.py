@@ -25,6 +25,7 @@ from limbeck.models.student import describe_inputs, save_student
 from limbeck.recipes.build import loss_of, scheme_stages
 from limbeck.recipes.run import device_of
 from limbeck.recipes.schema import usual_scheme, usual_terms
+from limbeck.teachers.cached import CachedTeacher
 
 
 @dataclass
@@ -73,7 +74,8 @@ def distill(
     tuple, a dict or a transformers ``ModelOutput``. The teacher is left as it was: its weights, its modes, its device.
 
     Args:
-        teacher: A module, or anything that answers like a ``Teacher``; ``None`` for methods that learn from labels.
+        teacher: A module, or anything that answers like a ``Teacher``, such as ``limbeck.teachers.CachedTeacher``;
+            ``None`` for methods that learn from labels.
         student: The module to train, in place. A method that wants another last layer (see
             :func:`limbeck.models.put_head`) puts it on.
         data: ``(inputs, labels)`` tensors, a Dataset, a DataLoader, a loader of ``limbeck.data``; or a source or its
@@ -113,6 +115,9 @@ def distill(
         source = load_source(data)
         data, validation = source.train, source.validation if validation is None else validation
     views = {"augment": augment, "normalise": normalize, "seed": seed, "device": device, "task": task}
+    judge = None if teacher is None else as_teacher(teacher, teacher_logits)
+    if isinstance(judge, CachedTeacher):  # it has spoken of certain views
+        views |= judge.views
     loader = as_loader(data, batch_size=batch_size, train=True, **views)
     same = {"normalise": normalize, "device": device, "task": task}
     held = None if validation is None else as_loader(validation, batch_size=512, **same)
@@ -120,7 +125,6 @@ def distill(
     from limbeck.analysis.assess import assess
     from limbeck.engine import fit
 
-    judge = None if teacher is None else as_teacher(teacher, teacher_logits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fit_head(student, loss, example=loader.example(2), teacher=judge)
@@ -129,7 +133,8 @@ def distill(
         fitted = fit(
             stages, loader, held, out=None if out is None else Path(out), resume=resume, seed=seed, quiet=quiet
         )
-        result = {} if held is None else assess(student, judge, held, logits=logits)
+        asked = None if isinstance(judge, CachedTeacher) else judge  # of held-out data a cache knows nothing
+        result = {} if held is None else assess(student, asked, held, logits=logits)
     if out is not None:
         inputs = describe_inputs(loader.example(2).inputs)
         save_student(student, Path(out) / "student", logits=logits, inputs=inputs)

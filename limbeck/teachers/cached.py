@@ -50,6 +50,12 @@ class CachedTeacher:
         return str(self.cache.index["header"])
 
     @property
+    def views(self) -> dict[str, Any]:
+        """How a loader is built that shows the views it knows: ``views`` and ``view_seed``."""
+        header = self.cache.header
+        return {"views": header.views, "view_seed": header.data["view_seed"]}
+
+    @property
     def fits(self) -> int:
         """How many views are kept in memory."""
         signals = self.cache.header.signals
