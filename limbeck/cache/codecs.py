@@ -1,70 +1,127 @@
-"""Codecs: values of positions as arrays with a fixed number of bytes a position, and back."""
+"""The codecs there are, by name; and the plainest of them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, did_you_mean
+from limbeck.cache.codec import Codec, Layout, kl_name, pieces
+from limbeck.cache.top_k import TopKCodec
+from limbeck.core.catalogue import check_options, options_of
+from limbeck.core.divergences import kl_rows, soften
+from limbeck.core.errors import ConfigError, TensorError, did_you_mean
 
+__all__ = ["CODECS", "Codec", "Layout", "Raw", "TopKCodec", "parse_codec"]
 
-class Codec(ABC):
-    """Turns values ``[P, *shape]`` into arrays of P rows and back."""
-
-    name: ClassVar[str]
-    rows_only: ClassVar[bool] = False
-
-    @abstractmethod
-    def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """Arrays with a row a position."""
-
-    @abstractmethod
-    def decode(self, arrays: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-        """The values again."""
-
-    @abstractmethod
-    def errors(self, values: Tensor, decoded: Any) -> dict[str, Tensor]:
-        """What was lost, by measure, ``[P]`` each."""
-
-    def written(self) -> dict[str, Any]:
-        """As plain values."""
-        return {self.name: asdict(self)}  # type: ignore[call-overload]
+_TYPES = ("float32", "float16", "bfloat16", "keep")
 
 
 @dataclass(frozen=True)
 class Raw(Codec):
-    """Values as they are, in a floating type."""
+    """Values as they are.
+
+    Args:
+        dtype: ``"float32"``, ``"float16"`` (the default: features and logits lose nothing that matters in it) or
+            ``"bfloat16"``, for floating values; ``"keep"``: their own type, also integers and booleans.
+
+    Example:
+        >>> codec = Raw("keep")
+        >>> codec.decode(codec.encode(torch.tensor([[True], [False]])), [1], torch.bool).tolist()
+        [[True], [False]]
+    """
 
     dtype: str = "float16"
     name: ClassVar[str] = "raw"
 
-    def encode(self, values: Tensor) -> dict[str, Tensor]:
-        """One array."""
-        return {"values": values.to(getattr(torch, self.dtype))}
+    def __post_init__(self) -> None:
+        if self.dtype not in _TYPES:
+            raise self.option_error("dtype", f"one of {', '.join(_TYPES)}")
 
-    def decode(self, arrays: dict[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """In the original's type."""
+    def arrays(self, shape: Sequence[int], dtype: torch.dtype) -> Layout:
+        if self.dtype == "keep":
+            return {"values": (tuple(shape), dtype)}
+        if not dtype.is_floating_point:
+            raise TensorError(
+                f"only floating values can be stored as {self.dtype}",
+                where="values",
+                found=str(dtype),
+                remedy="store them with {raw: {dtype: keep}}",
+            )
+        return {"values": (tuple(shape), getattr(torch, self.dtype))}
+
+    @torch.no_grad()
+    def encode(self, values: Tensor) -> dict[str, Tensor]:
+        (_, kind), = self.arrays(values.shape[1:], values.dtype).values()  # fmt: skip
+        stored = values.detach().to(kind).contiguous()
+        if kind != values.dtype and (stored.isinf() & values.isfinite()).any():
+            flat = values.masked_fill(~values.isfinite(), 0).flatten(1).abs()
+            place = int(flat.amax(dim=1).argmax())
+            raise TensorError(
+                f"too large for {self.dtype}",
+                where=f"values, position {place}",
+                found=f"{float(flat[place].max()):g}",
+                wanted=f"at most {torch.finfo(kind).max:g}",
+                remedy="store them with {raw: {dtype: bfloat16}} or {raw: {dtype: float32}}",
+            )
+        return {"values": stored}
+
+    def decode(self, arrays: Mapping[str, Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        self.check(arrays, shape, dtype)
         return arrays["values"].to(dtype)
 
-    def errors(self, values: Tensor, decoded: Tensor) -> dict[str, Tensor]:
-        """Relative error of each row."""
-        a, b = values.flatten(1).double(), decoded.flatten(1).double()
-        return {"relative": (a - b).norm(dim=1) / a.norm(dim=1).clamp(min=1e-300)}
+    @torch.no_grad()
+    def errors(self, values: Tensor, decoded: Tensor, temperatures: Sequence[float] | None = None) -> dict[str, Tensor]:
+        r"""``relative``: :math:`|x - y| / |x|`, over values that are finite; or divergences, see the base class."""
+        found: dict[str, list[Tensor]] = {}
+        for piece in pieces(values):
+            original, stored = values[piece].cpu().double(), decoded[piece].cpu().double()
+            for temperature in temperatures or ():
+                kl = kl_rows(soften(original, temperature), soften(stored, temperature)).clamp(min=0)
+                found.setdefault(kl_name(temperature), []).append(kl)
+            if temperatures is None:
+                original, stored = original.flatten(1), stored.flatten(1)
+                same = (original == stored) | (original.isnan() & stored.isnan())
+                size = original.masked_fill(~original.isfinite(), 0.0).norm(dim=1)
+                gap = (original - stored).masked_fill(same, 0.0).norm(dim=1)
+                found.setdefault("relative", []).append(torch.where(gap == 0, 0.0, gap / size))
+        return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-CODECS: dict[str, type[Codec]] = {c.name: c for c in (Raw,)}
+#: Codecs by their names in a recipe.
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Raw, TopKCodec)}
 
 
-def parse_codec(spec: Codec | str | Mapping[str, Any]) -> Codec:
-    """Read a codec as a recipe writes it."""
+def parse_codec(spec: Codec | str | Mapping[str, Any], where: str = "codec") -> Codec:
+    """Read a codec as a recipe writes it: its name, or ``{name: {option: value}}``.
+
+    Raises:
+        ConfigError: There is no such codec or option.
+
+    >>> parse_codec({"top_k": {"k": 20}})
+    TopKCodec(k=20, bits=6, temperature=4.0)
+    >>> parse_codec("topk")
+    Traceback (most recent call last):
+    limbeck.core.errors.ConfigError: codec: no such codec; found 'topk'; wanted one of raw, top_k; did you mean 'top_k'?
+    """
     if isinstance(spec, Codec):
         return spec
-    name, options = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+    name, options = spec, dict[str, Any]()
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        name, options = next(iter(spec.items()))
+        options = {} if options is None else options
+    if not isinstance(name, str) or not isinstance(options, Mapping):
+        raise ConfigError("cannot be read", where=where, found=repr(spec), wanted="a name, or {name: {option: value}}")
     if name not in CODECS:
-        raise ConfigError("no such codec", where="codec", found=repr(name), remedy=did_you_mean(name, CODECS))
-    return CODECS[name](**(options or {}))
+        raise ConfigError(
+            "no such codec",
+            where=where,
+            found=repr(name),
+            wanted=f"one of {', '.join(CODECS)}",
+            remedy=did_you_mean(name, CODECS),
+        )
+    cls = CODECS[name]
+    return cls(**check_options(options_of(cls, name), dict(options), f"{where}.{name}"))

@@ -83,10 +83,10 @@ class TopK(NamedTuple):
         return rows.scatter(-1, self.ids, self.log_probs)
 
 
-def check_k(k: int, classes: int) -> None:
+def check_k(k: int, classes: int, where: str = "k") -> None:
     """Refuse to keep more classes than there are, or none."""
     if not 1 <= k <= classes:
-        raise ConfigError("more classes than there are, or none", where="k", found=k, wanted=f"1 to {classes}")
+        raise ConfigError("more classes than there are, or none", where=where, found=k, wanted=f"1 to {classes}")
 
 
 def top_ids(values: Tensor, k: int) -> Tensor:
