@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.conformance.scene import Scene, evaluate, reseed, tensors_of
+from limbeck.conformance.scene import Scene, drawing, evaluate, reseed, tensors_of
 from limbeck.conformance.settings import Setting
 from limbeck.conformance.subject import Subject
 from limbeck.core.batch import Batch
@@ -121,16 +121,21 @@ class Case:
     def mask(self) -> Tensor:
         """Which places count: all of the first sample's, none of the last's, some of the others'.
 
-        By position where the objective takes such masks, else by sample.
+        By position where the objective takes such masks, else by sample; as ``prepare`` hands it on with the batch.
         """
         mask = torch.rand(self.batch().size, *self.places, generator=torch.Generator().manual_seed(3)) < 0.7
         mask[0], mask[-1] = True, False
         scene = self.scene()
         try:
-            evaluate(self.objective(scene), scene.change(mask=mask))
+            evaluate(self.objective(scene), scene.change(mask=self._prepared(mask)))
         except LimbeckError:
-            return mask.reshape(len(mask), -1).any(dim=1)
-        return mask
+            return self._prepared(mask.reshape(len(mask), -1).any(dim=1))
+        return self._prepared(mask)
+
+    def _prepared(self, mask: Tensor) -> Tensor:
+        with drawing():
+            prepared = self.subject.make().prepare(self.batch().replace(mask=mask)).mask
+        return mask if prepared is None else prepared
 
 
 def _listen(model: nn.Module, taps: tuple[str, ...], batch: Batch) -> Trace:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -68,8 +70,8 @@ def permutation(case: Case) -> None:
     )
     for a, b in zip(wanted.student, found.student, strict=True):
         if a.shape[:1] == order.shape:
-            moved = a[order][:, order] if tuple(a.shape) == (len(order),) * 2 else a[order]  # as Scene.take
-            require(torch.allclose(moved, b, rtol=1e-6, atol=1e-10), "in another order the gradient is another")
+            same = torch.allclose(_taken(a, order), b, rtol=1e-6, atol=1e-10)
+            require(same, "in another order the gradient is another")
 
 
 def _same(wanted: Outcome, found: Outcome, why: str) -> None:
@@ -129,15 +131,31 @@ def _padded_positions(case: Case, scene: Scene, counts: Tensor) -> Outcome:
 
 
 def _padded_samples(case: Case, scene: Scene, counts: Tensor) -> Outcome:
-    """The first two samples again, as padding; a bank's rows of theirs must not be touched twice, so with other ids."""
-    size = scene.batch.size
-    more = scene.take(torch.cat([torch.arange(size), torch.arange(2)]))
-    mask = torch.cat([counts, torch.zeros_like(counts[:2])])
-    index = more.batch.index
-    if index is not None and case.setting.data.samples:
-        free = [i for i in range(case.setting.data.samples) if i not in index.tolist()]
-        index = torch.cat([index[:size], torch.tensor(free[:2])])
-    return evaluate(case.objective(scene), more.change(mask=mask, index=index))
+    """The first two samples again, as padding; a bank's rows of theirs must not be touched twice, so with other ids.
+
+    Where ``prepare`` made several views of the batch, each of them is padded.
+    """
+    size, whole = case.batch().size, torch.arange(scene.batch.size)
+    views = whole.view(-1, size) if len(whole) % size == 0 else whole.unsqueeze(0)
+    rows = torch.cat([views, views[:, :2]], dim=1)
+    more, mask, index = scene.take(rows.flatten()), counts[rows], scene.batch.index
+    mask[:, -2:] = False
+    if index is not None:
+        index = index[rows]
+        if case.setting.data.samples:
+            index[:, -2:] = torch.tensor([i for i in range(case.setting.data.samples) if i not in index][:2])
+        index = index.flatten()
+    found = evaluate(case.objective(scene), more.change(mask=mask.flatten(0, 1), index=index))
+    order = torch.arange(rows.numel()).view_as(rows)
+    order = torch.cat([order[:, :-2].flatten(), order[:, -2:].flatten()])  # what was added comes last, as `_same` wants
+    return replace(found, student=[_taken(gradient, order) for gradient in found.student])
+
+
+def _taken(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Some samples of a gradient, as ``Scene.take`` has it."""
+    if tuple(tensor.shape) == (len(rows),) * 2:
+        return tensor[rows][:, rows]
+    return tensor[rows] if tensor.shape[:1] == rows.shape else tensor
 
 
 def _all(scene: Scene) -> list[Tensor]:

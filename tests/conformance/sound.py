@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.batch import Batch
+from limbeck.core.errors import DataError
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.projectors import projector
 from limbeck.core.reduction import check_floating, check_logits, check_positive, check_same_shape, reduce, widen
 from limbeck.core.trace import Trace
+from limbeck.core.views import split_views, stack_views
 
 
 class Response(Objective):
@@ -72,6 +74,22 @@ class Hint(Objective):
         projected = self.ready("projector")(feature)
         check_same_shape(projected, hint, "student_feature", "teacher_feature")
         return (projected - widen(hint)).square().mean()
+
+
+class Views(Response):
+    """Softened predictions of the mean over two views, which its own ``prepare`` makes of every sample."""
+
+    contract = Contract(mask=True, temperature="squared", decomposes=False, permutation=False)
+
+    def prepare(self, batch: Batch) -> Batch:
+        if not isinstance(batch.inputs, Tensor) or batch.inputs.ndim != 4:
+            raise DataError("only images have a mirror image", where="batch.inputs")
+        return stack_views(batch, [batch.inputs, batch.inputs.flip(-1)])
+
+    def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        check_logits(student.logits, teacher.logits)
+        s, t = (sum(split_views(z, batch)) / 2 for z in (student.logits, teacher.logits))
+        return reduce(self.values(s, t), None if batch.mask is None else split_views(batch.mask, batch)[0])
 
 
 class Labels(Objective):

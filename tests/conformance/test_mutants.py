@@ -29,7 +29,9 @@ def failed(suite: Suite, setting: str, meant: str) -> list[str]:
     return suite.report.failed
 
 
-@pytest.mark.parametrize("cls", [sound.Response, sound.Gap, sound.Hint, sound.Labels], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "cls", [sound.Response, sound.Gap, sound.Hint, sound.Views, sound.Labels], ids=lambda c: c.__name__
+)
 def test_sound_objectives_pass(cls: type[Objective]) -> None:
     suite = Suite(cls)
     for check in checks():
