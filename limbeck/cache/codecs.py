@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -58,7 +59,7 @@ class Raw(Codec):
         (_, kind), = self.arrays(values.shape[1:], values.dtype).values()  # fmt: skip
         stored = values.detach().to(kind).contiguous()
         if kind != values.dtype and (stored.isinf() & values.isfinite()).any():
-            flat = values.masked_fill(~values.isfinite(), 0).flatten(1).abs()
+            flat = values.masked_fill(~values.isfinite(), 0).reshape(len(values), -1).abs()
             place = int(flat.amax(dim=1).argmax())
             raise TensorError(
                 f"too large for {self.dtype}",
@@ -78,17 +79,22 @@ class Raw(Codec):
         r"""``relative``: :math:`|x - y| / |x|`, over values that are finite; or divergences, see the base class."""
         found: dict[str, list[Tensor]] = {}
         for piece in pieces(values):
-            original, stored = values[piece].cpu().double(), decoded[piece].cpu().double()
+            original, stored = values[piece].cpu(), decoded[piece].cpu()
+            same = (original == stored) | (original.isnan() & stored.isnan())
+            original, stored = original.double(), stored.double()
             for temperature in temperatures or ():
                 kl = kl_rows(soften(original, temperature), soften(stored, temperature)).clamp(min=0)
                 found.setdefault(kl_name(temperature), []).append(kl)
             if temperatures is None:
-                original, stored = original.flatten(1), stored.flatten(1)
-                same = (original == stored) | (original.isnan() & stored.isnan())
-                size = original.masked_fill(~original.isfinite(), 0.0).norm(dim=1)
-                gap = (original - stored).masked_fill(same, 0.0).norm(dim=1)
+                size = _length(original.masked_fill(~original.isfinite(), 0.0))
+                gap = _length((original - stored).masked_fill(same, 0.0))
                 found.setdefault("relative", []).append(torch.where(gap == 0, 0.0, gap / size))
         return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _length(rows: Tensor) -> Tensor:
+    """Of each row ``[P, *]`` as a vector."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:])).norm(dim=1)
 
 
 #: Codecs by their names in a recipe.
