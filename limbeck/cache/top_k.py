@@ -15,9 +15,9 @@ from limbeck.cache.codec import Codec, Layout, kl_name, pieces
 from limbeck.cache.levels import as_half, from_levels, to_levels
 from limbeck.cache.packing import pack, pack_set, packed_bytes, set_bytes, unpack, unpack_set
 from limbeck.core.divergences import kl_rows
-from limbeck.core.errors import TensorError
+from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.reduction import check_positive, widen
-from limbeck.core.top_k import TopK, check_k, top_ids
+from limbeck.core.top_k import TopK, top_ids
 
 _TEMPERATURES = (1.0, 4.0)  # at which students read: as it is, and as images' teachers are usually softened
 _NOTHING = -1e4  # stands for minus infinity where it is multiplied: its exponential is 0 in any precision
@@ -155,7 +155,14 @@ class TopKCodec(Codec):
                 f"{self.name} stores logits", where="values", found=f"values of shape {list(shape)}", wanted="[classes]"
             )
         k = shape[0] if self.k is None else self.k
-        check_k(k, shape[0], f"{self.name}.k")
+        if k > shape[0]:
+            raise ConfigError(
+                "more classes than there are",
+                where=f"{self.name}.k",
+                found=k,
+                wanted=f"at most {shape[0]}",
+                remedy="null keeps them all",
+            )
         return shape[0], k
 
 

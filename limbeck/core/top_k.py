@@ -71,6 +71,16 @@ class TopK(NamedTuple):
         rows = torch.cat([self.log_probs / temperature, tail.unsqueeze(-1)], dim=-1).log_softmax(dim=-1)
         return TopK(self.ids, rows[..., :-1], rows[..., -1], self.classes)
 
+    def buckets(self) -> Tensor:
+        """Log-probabilities ``[*, k + 1]`` of the k classes and of all others as one; ``[*, k]`` where k is C.
+
+        >>> TopK.of(torch.tensor([3.0, 0.0, 1.0, 0.0]), 2).buckets().exp().sum()
+        tensor(1.)
+        """
+        if self.ids.shape[-1] == self.classes:
+            return self.log_probs
+        return torch.cat([self.log_probs, self.log_tail.unsqueeze(-1)], dim=-1)
+
     def dense(self) -> Tensor:
         """Log-probabilities ``[*, C]``, the tail spread evenly over the classes that were left out.
 
@@ -83,10 +93,10 @@ class TopK(NamedTuple):
         return rows.scatter(-1, self.ids, self.log_probs)
 
 
-def check_k(k: int, classes: int, where: str = "k") -> None:
+def check_k(k: int, classes: int) -> None:
     """Refuse to keep more classes than there are, or none."""
     if not 1 <= k <= classes:
-        raise ConfigError("more classes than there are, or none", where=where, found=k, wanted=f"1 to {classes}")
+        raise ConfigError("more classes than there are, or none", where="k", found=k, wanted=f"1 to {classes}")
 
 
 def top_ids(values: Tensor, k: int) -> Tensor:

@@ -279,7 +279,7 @@ def test_wrong_options():
     ):
         with pytest.raises(ConfigError, match=message):
             TopKCodec(**options)
-    with pytest.raises(ConfigError, match="top_k.k: more classes.*found 50; wanted 1 to 10"):
+    with pytest.raises(ConfigError, match="top_k.k: more classes.*found 50; wanted at most 10; null keeps them all"):
         TopKCodec().encode(torch.zeros(2, 10))
 
 
