@@ -21,7 +21,7 @@ from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.core.objective import Objective
 from limbeck.core.schedules import Schedule
 
-Knowledge = Literal["response", "feature", "relation", "control"]
+Knowledge = Literal["response", "feature", "relation", "control", "scheme"]
 Evidence = Literal["parity", "formula", "reading"]
 
 
@@ -33,7 +33,7 @@ class Card:
         key: The name in recipes, the file's name, and the prefix of its function ``<key>_loss``.
         name: The name people say.
         title, year, arxiv, code: The paper, and the authors' repository (``owner/name``).
-        knowledge: What is transferred.
+        knowledge: What is transferred; ``scheme`` where the method is who learns from whom, by any loss.
         equation: The loss, in LaTeX.
         use: When to reach for it and what to combine it with, in a sentence or two.
         defaults: Where each default comes from, by option.

@@ -56,6 +56,7 @@ class Distiller(nn.Module):
         teacher: A module (it is frozen), or anything that answers like a ``Teacher``; ``None`` where no term needs one.
         logits: Where logits stand in the student's output (see ``logits_of``).
         teacher_logits: The same for a teacher given as a module.
+        also: Taps of the student that are wanted beside those of the loss, by who builds on its traces.
 
     Raises:
         ConfigError: A term needs a teacher and none is given.
@@ -81,11 +82,13 @@ class Distiller(nn.Module):
         *,
         logits: str | None = None,
         teacher_logits: str | None = None,
+        also: Iterable[str] = (),
     ) -> None:
         super().__init__()
         self.student = student
         self.loss = Terms.of(loss)
         self._logits = logits
+        self._taps = tuple(dict.fromkeys([*self.loss.student_taps, *also]))
         # In a tuple, not as an attribute: a module among attributes would become a child.
         self._teacher = (as_teacher(teacher, teacher_logits) if teacher is not None else None,)
         self._listener: Listener | None = None
@@ -118,7 +121,7 @@ class Distiller(nn.Module):
             self.teacher.to(device)
             if self.loss.teacher_taps:
                 self.teacher.attach(self.loss.teacher_taps, batch)
-        self._listener = Listener(self.student, self.loss.student_taps, batch.inputs, logits=self._logits)
+        self._listener = Listener(self.student, self._taps, batch.inputs, logits=self._logits)
         data = data or DataInfo()
         if data.batches is not None and data.answers is None and self.teacher is not None:
             data = replace(data, answers=partial(self._answers, data.batches, device))
@@ -128,6 +131,10 @@ class Distiller(nn.Module):
             objective.setup(student, teacher, batch, data)
             objective.to(device)
         return self
+
+    def objectives(self) -> Iterator[Objective]:
+        """Every objective of every player; what they count is counted over a step."""
+        return iter(self.loss)
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch as every objective wants it."""
@@ -152,27 +159,35 @@ class Distiller(nn.Module):
 
     def traces(self, batch: Batch) -> tuple[Trace, Trace]:
         """What student and teacher say about a prepared batch; a model that no term taps is not run."""
+        teacher = self._teach(batch)  # first, so that its working memory is free again when the student runs
+        return self.heard(batch), teacher
+
+    def heard(self, batch: Batch) -> Trace:
+        """What the student says about a prepared batch."""
         if self._listener is None:
             raise ConfigError(
                 "not set up yet", where="distiller", remedy="call distiller.setup(batch) before making the optimizer"
             )
-        teacher = self._teach(batch)  # first, so that its working memory is free again when the student runs
-        return self._listener(batch.inputs) if self.loss.student_taps else Trace(None), teacher
+        return self._listener(batch.inputs) if self._taps else Trace(None)
 
-    def compare(self, student: Trace, teacher: Trace, batch: Batch, counted: Batch | None = None) -> Losses:
+    def compare(
+        self, student: Trace, teacher: Trace, batch: Batch, counted: Batch | None = None, loss: Terms | None = None
+    ) -> Losses:
         """The weighted sum of all terms over two traces.
 
         Args:
             student, teacher: What both said.
             batch: The prepared batch.
             counted: The batch as it was counted into ``totals``: before ``prepare``, which may multiply samples.
+            loss: The terms, where they are another player's.
         """
+        loss = self.loss if loss is None else loss
         counted = batch if counted is None else counted
         total: Tensor | float = 0.0
         terms: dict[str, Tensor] = {}
         weights: dict[str, Tensor] = {}
         apart: dict[str, Tensor] = {}
-        for name, objective, schedule in self.loss.items():
+        for name, objective, schedule in loss.items():
             if batch.mask is not None and not objective.contract.mask:
                 raise ConfigError(
                     "this objective knows no mask, and would count what the batch hides",
@@ -197,7 +212,7 @@ class Distiller(nn.Module):
                 if self.keeps_apart:
                     apart[side] = apart[side] + weighted if side in apart else weighted
         assert isinstance(total, Tensor)
-        logits = student.logits.detach() if "logits" in self.loss.student_taps else None
+        logits = student.logits.detach() if "logits" in loss.student_taps else None
         return Losses(total, terms, weights, logits, apart)
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ class Step:
         self.config, self.total = config, total
         self.device = accelerator.device
         self.distributed = is_distributed(accelerator)
-        self.units: list[Unit] = sorted({o.contract.normalizer for o in distiller.loss})
+        self.units: list[Unit] = sorted({o.contract.normalizer for o in distiller.objectives()})
         self.whole = config.accumulate == 1 and not self.distributed
         self.names = {id(p): n for n, p in distiller.named_parameters()}
         self.players = {turn: self._player(turn) for turn in dict.fromkeys(distiller.turns)}

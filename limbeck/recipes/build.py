@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from limbeck.cache.folder import Cache
 from limbeck.core import catalogue
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ModelError
+from limbeck.core.hashing import key
 from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.data.build import Resident, build_loader
@@ -21,10 +22,10 @@ from limbeck.data.sources.load import load_source
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
 from limbeck.models.load import load_model, with_head
-from limbeck.recipes.schema import Data, Model, Recipe, Term
+from limbeck.recipes.schema import Data, Model, Named, Recipe, Term
 
 if TYPE_CHECKING:
-    from limbeck.engine import Stage, TrainConfig
+    from limbeck.schemes import Cast, Scheme
 
 
 def source_of(data: Data) -> DataSource:
@@ -85,6 +86,7 @@ def check_loader(data: Data, split: Split, device: torch.device | str = "cpu") -
 
 
 _MEASURED = 512
+_PLAYERS = 10  # keeps the seeds of further models apart from other draws
 _BESIDE = {"spec", "weights", "auto", "pretrained", "head"}
 
 
@@ -162,23 +164,45 @@ def loss_of(terms: dict[str, Term]) -> Terms:
     return Terms(objectives, [term.schedule() for term in terms.values()], list(terms))
 
 
-def scheme_stages(
-    name: str,
-    options: dict[str, Any],
+def cast_of(
+    recipe: Recipe,
+    sizes: Sizes,
     student: nn.Module,
-    teacher: Teacher | None,
-    loss: Terms,
-    config: TrainConfig,
-    logits: str | None = None,
-) -> list[Stage]:
-    """The stages that a scheme makes of its players."""
-    from limbeck import schemes  # with the engine, whose imports take seconds
+    teacher: nn.Module | Teacher | None,
+    train: Loader | None = None,
+    validation: Loader | None = None,
+) -> Cast:
+    """Everything that a recipe's scheme has to work with.
 
-    return schemes.build(name, **options).stages(student, loss, teacher, config, logits=logits)
+    Every further model starts from a seed of its own, which follows from the recipe's and from its name or number.
+    """
+    from limbeck.schemes import Cast  # with the engine, whose imports take seconds
+
+    spec, example = recipe.teacher, None if train is None else train.example(2).to("cpu")
+    where = None if spec is None else spec.logits
+    return Cast(
+        student=student,
+        loss=loss_of(recipe.loss),
+        teacher=None if teacher is None else as_teacher(teacher, where),
+        config=recipe.train,
+        train=train,
+        validation=validation,
+        players={
+            name: model_of(player, sizes, _own_seed(recipe.seed, *name.encode()), example=example)
+            for name, player in recipe.players.items()
+        },
+        fresh=lambda number: model_of(recipe.student, sizes, _own_seed(recipe.seed, number), example=example),
+        logits=recipe.student.logits,
+        seed=recipe.seed,
+    )
 
 
-def stages_of(recipe: Recipe, student: nn.Module, teacher: nn.Module | Teacher | None) -> list[Stage]:
-    """A recipe's stages."""
-    judge = as_teacher(teacher, recipe.teacher.logits) if teacher is not None and recipe.teacher is not None else None
-    scheme, loss = recipe.scheme, loss_of(recipe.loss)
-    return scheme_stages(scheme.name, scheme.options, student, judge, loss, recipe.train, recipe.student.logits)
+def scheme_of(scheme: Named) -> Scheme:
+    """A recipe's scheme."""
+    from limbeck import schemes
+
+    return schemes.build(scheme.name, **scheme.options)
+
+
+def _own_seed(*counters: int) -> int:
+    return key(_PLAYERS, *counters) >> 33

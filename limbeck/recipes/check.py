@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.core.trace import logits_of
 from limbeck.data.augment import parse_augment
 from limbeck.data.build import build_loader
+from limbeck.data.loader import Loader
 from limbeck.data.normalise import normalisation
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split, StreamSplit
@@ -31,7 +33,7 @@ from limbeck.data.tasks import TASKS
 from limbeck.models import load_weights, zoo
 from limbeck.models.heads import check_head
 from limbeck.models.load import with_head
-from limbeck.recipes.build import Sizes, fewer, model_of, scheme_stages, source_of, train_loader
+from limbeck.recipes.build import Sizes, cast_of, fewer, model_of, scheme_of, source_of, train_loader
 from limbeck.recipes.caching import cache_of, cached_teacher
 from limbeck.recipes.document import Document
 from limbeck.recipes.load import read
@@ -80,6 +82,8 @@ class _Check:
         self.info = DataInfo()
         self.vocabulary: int | None = None
         self.cached: tuple[CachedTeacher, Batch] | None = None
+        self.sizes = Sizes()
+        self.loader: Loader | None = None  # of a few samples
 
     def run(self) -> list[Problem]:
         """All problems, in the order of the file."""
@@ -87,7 +91,7 @@ class _Check:
         if "data" in self.usable:
             self.data(self.usable["data"])
             if self.batch is not None:
-                sizes = Sizes.of(self.batch, self.info.classes, self.vocabulary)
+                sizes = self.sizes = Sizes.of(self.batch, self.info.classes, self.vocabulary)
         student = self.model(("student",), sizes) if "student" in self.usable else None
         spec = self.usable.get("teacher")
         teacher = self.teacher(sizes) if spec is not None and spec.cache is None else None
@@ -98,6 +102,8 @@ class _Check:
             own, loss = self.usable["student"].head, self.usable.get("loss", {})
             wanted = own if own is not None else self.attempt(("student", "head"), lambda: usual_head(loss))
             student = self.head(("student",), student, wanted, teacher)
+        for name, player in self.usable.get("players", {}).items():
+            self.attempt(("players", name, "model"), lambda: model_of(player, sizes, 0, weights=False))  # noqa: B023
         if "scheme" in self.usable:
             self.scheme(self.usable["scheme"])
         if self.batch is not None:
@@ -171,6 +177,7 @@ class _Check:
                 self.batch = self.cached[1]
         elif data.views is not None and data.views % data.per_read:
             self.add(("data", "per_read"), "does not divide the views", found=f"{data.per_read} of {data.views}")
+        self.loader = made
         if made is not None and self.batch is None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
         self.vocabulary = split.vocabulary
@@ -351,10 +358,12 @@ class _Check:
         """What the scheme trains with, one after the other."""
         specs: dict[str, Any] = self.usable
         logits, scheme = specs["student"].logits, specs.get("scheme")
-        if scheme is None or scheme.name == _USUAL or "train" not in specs:
+        if scheme is None or scheme.name == _USUAL or set(Recipe.model_fields) - set(specs):
             return [Distiller(student, loss, teacher, logits=logits)]
-        stages = scheme_stages(scheme.name, scheme.options, student, teacher, loss, specs["train"], logits)
-        return [stage.distiller for stage in stages]
+        recipe = Recipe(**specs)
+        cast = replace(cast_of(recipe, self.sizes, student, teacher, self.loader), loss=loss)
+        first = next(iter(scheme_of(scheme).trainings(cast)))  # those that follow stand on what it learns
+        return [stage.distiller for stage in first.stages]
 
     def found(self, key: Key, whose: str, tap: str, places: dict[str, Place] | None) -> bool:
         """Whether a tap is a place of a model that was surveyed."""

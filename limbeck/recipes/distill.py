@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from limbeck.data.sources.source import DataSource
 from limbeck.engine.config import TrainConfig
 from limbeck.models.heads import fit_head
 from limbeck.models.student import describe_inputs, save_student
-from limbeck.recipes.build import loss_of, scheme_stages
+from limbeck.recipes.build import loss_of
 from limbeck.recipes.run import device_of
 from limbeck.recipes.schema import usual_scheme, usual_terms
 from limbeck.teachers.cached import CachedTeacher
@@ -59,6 +59,8 @@ def distill(
     normalize: Any = None,
     scheme: str | None = None,
     scheme_options: dict[str, Any] | None = None,
+    players: dict[str, nn.Module] | None = None,
+    fresh: Callable[[int], nn.Module] | None = None,
     logits: str | None = None,
     teacher_logits: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -88,6 +90,8 @@ def distill(
         normalize: Of images, such as ``"imagenet"``.
         scheme: Who teaches whom, and when; default the method's own.
         scheme_options: Of the scheme.
+        players: Further models by name, for schemes that ask for them (assistants, peers).
+        fresh: Makes another student with a random start of its own, for schemes of several (generations, peers).
         logits: Where logits stand in the student's output, where that does not tell itself.
         teacher_logits: The same for the teacher.
         out: Folder for metrics, checkpoints and the student; ``None`` writes nothing.
@@ -123,16 +127,14 @@ def distill(
     held = None if validation is None else as_loader(validation, batch_size=512, **same)
     loss, scheme = method_loss(method, loader.task), scheme or usual_scheme(method).name
     from limbeck.analysis.assess import assess
-    from limbeck.engine import fit
+    from limbeck.schemes import Cast, build, perform
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fit_head(student, loss, example=loader.example(2), teacher=judge)
     with _as_it_was(judge):
-        stages = scheme_stages(scheme, scheme_options or {}, student, judge, loss, settings, logits)
-        fitted = fit(
-            stages, loader, held, out=None if out is None else Path(out), resume=resume, seed=seed, quiet=quiet
-        )
+        cast = Cast(student, loss, judge, settings, loader, held, players or {}, fresh, logits, seed)
+        fitted = perform(build(scheme, **scheme_options or {}), cast, out=out, resume=resume, quiet=quiet)
         asked = None if isinstance(judge, CachedTeacher) else judge  # of held-out data a cache knows nothing
         result = {} if held is None else assess(student, asked, held, logits=logits)
     if out is not None:

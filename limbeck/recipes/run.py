@@ -21,7 +21,7 @@ from limbeck.engine.config import FREE, TrainConfig
 from limbeck.models.heads import settle_head
 from limbeck.models.student import describe_inputs, save_student
 from limbeck.recipes.answers import answers
-from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, source_of, stages_of, train_loader
+from limbeck.recipes.build import Sizes, cast_of, check_loader, fewer, model_of, scheme_of, source_of, train_loader
 from limbeck.recipes.caching import cache_of, cached_teacher, held_out_teacher
 from limbeck.recipes.document import dump, parse
 from limbeck.recipes.schema import Recipe
@@ -63,7 +63,7 @@ def run(
     if (out / "result.json").is_file():
         return _read(out / "result.json")
     from limbeck.analysis.assess import assess
-    from limbeck.engine import fit
+    from limbeck.schemes import perform
 
     if main:
         write_text(out / "recipe.yaml", dump(recipe.written()))
@@ -79,9 +79,8 @@ def run(
         teacher = model = teacher_of(recipe, source, sizes, beside, device=device, main=main, quiet=quiet)
     student = model_of(recipe.student, sizes, recipe.seed, example=loader.example(2).to("cpu"), teacher=model)
     validation = None if source.validation is None else check_loader(recipe.data, source.validation, device)
-    stages = stages_of(recipe, student, teacher)
-    begun = resume and (out / "checkpoints").is_dir()
-    fitted = fit(stages, loader, validation, out=out, resume=begun, seed=recipe.seed, quiet=quiet)
+    cast = cast_of(recipe, sizes, student, teacher, loader, validation)
+    fitted = perform(scheme_of(recipe.scheme), cast, out=out, resume=resume, quiet=quiet)
     if not main:
         return {}
     spec, example = recipe.student, loader.example(2)

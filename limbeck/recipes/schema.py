@@ -256,6 +256,9 @@ class Recipe(Section):
     data: Data
     teacher: TeacherModel | None = None
     student: Model
+    players: dict[str, Model] = Field(
+        default_factory=dict, description="further models by name that the scheme asks for, such as assistants or peers"
+    )
     loss: Annotated[dict[str, Weighted], BeforeValidator(_loss)] = Field(
         description="a method's name for its usual sum, or {method: weight}, {method: {weight: ..., option: ...}}"
     )
@@ -300,6 +303,8 @@ class Recipe(Section):
         """As plain values that make the same recipe again, every default written out."""
         plain = self.model_dump(mode="json", exclude_none=True)
         plain["scheme"] = self.scheme.written()
+        if not self.players:
+            del plain["players"]
         for name, model in (("student", self.student), ("teacher", self.teacher)):
             if model is not None and model.head is not None:
                 plain[name]["head"] = model.head.written()

@@ -6,11 +6,23 @@ This face imports every file of the room, so a new scheme needs no entry.
 import sys
 
 from limbeck.core import catalogue
-from limbeck.schemes.scheme import Scheme, build, options, register, schemes
+from limbeck.schemes.perform import perform
+from limbeck.schemes.scheme import Cast, Scheme, StagedScheme, Training, build, options, register, schemes
 
 catalogue.discover(sys.modules[__name__])
 globals().update({cls.__name__: cls for cls in schemes().values()})
-__all__ = ["Scheme", "build", "options", "register", "schemes", *sorted(c.__name__ for c in schemes().values())]
+__all__ = [
+    "Cast",
+    "Scheme",
+    "StagedScheme",
+    "Training",
+    "build",
+    "options",
+    "perform",
+    "register",
+    "schemes",
+    *sorted(c.__name__ for c in schemes().values()),
+]
 
 
 def __getattr__(name: str) -> type:

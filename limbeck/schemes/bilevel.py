@@ -22,13 +22,13 @@ from limbeck.core.trace import logits_of
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
 from limbeck.objectives.response.tgeo_kd import TGeoKD
-from limbeck.schemes.scheme import Scheme, register
+from limbeck.schemes.scheme import StagedScheme, register
 
 _HELD = 7  # keeps the draw of held-out samples apart from others
 
 
 @register("bilevel")
-class Bilevel(Scheme):
+class Bilevel(StagedScheme):
     r"""One stage with two players: ``controller``, the weighting of a loss, and ``student``.
 
     In each step the controller moves first: it is judged by the cross-entropy on held-out samples of the student that

@@ -17,11 +17,11 @@ from limbeck.objectives.feature.fitnets import FitNets
 from limbeck.objectives.parts.hints import TeacherDecay
 from limbeck.objectives.response.cross_entropy import CrossEntropy
 from limbeck.objectives.response.kd import KD
-from limbeck.schemes.scheme import Scheme, register
+from limbeck.schemes.scheme import StagedScheme, register
 
 
 @register("hint_then_kd")
-class HintThenKD(Scheme):
+class HintThenKD(StagedScheme):
     r"""Two stages: ``hint`` prepares, ``distill`` trains the whole student. Made for FitNets; others open so, too.
 
     The first stage has no labels. Its loss is what the terms of the loss that is given open with

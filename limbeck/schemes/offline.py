@@ -9,11 +9,11 @@ from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
-from limbeck.schemes.scheme import Scheme, register
+from limbeck.schemes.scheme import StagedScheme, register
 
 
 @register("offline")
-class Offline(Scheme):
+class Offline(StagedScheme):
     """The usual scheme: the teacher is finished and frozen, the student learns from it from beginning to end.
 
     >>> from limbeck.objectives import KD

@@ -2,23 +2,133 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from torch import nn
 
-from limbeck.core.catalogue import check_options, options_of
+from limbeck.core.catalogue import Card, check_options, options_of
 from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher
+from limbeck.data.loader import Loader
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
 
 
+@dataclass
+class Cast:
+    """Who and what a scheme has to work with.
+
+    Args:
+        student: Who is wanted in the end.
+        loss: By what it learns from a teacher.
+        teacher: From whom, if from anybody.
+        config: How one training goes.
+        train: What is learned from.
+        validation: What is judged by.
+        players: Further models by name, such as assistants and peers.
+        fresh: Makes another student with a random start of its own, from a number that tells them apart.
+        logits: Where logits stand in the student's output.
+        seed: Of everything random.
+    """
+
+    student: nn.Module
+    loss: Terms
+    teacher: Teacher | None
+    config: TrainConfig
+    train: Loader | None = None
+    validation: Loader | None = None
+    players: Mapping[str, nn.Module] = field(default_factory=dict)
+    fresh: Callable[[int], nn.Module] | None = None
+    logits: str | None = None
+    seed: int = 0
+
+    def player(self, name: str) -> nn.Module:
+        """A further model.
+
+        Raises:
+            ConfigError: There is none of this name.
+        """
+        if name not in self.players:
+            raise ConfigError(
+                "the scheme asks for a model that is not there",
+                where=f"players.{name}",
+                found=f"players {', '.join(self.players) or 'none'}",
+                remedy=did_you_mean(name, self.players) or f"add players: {{{name}: {{model: ...}}}} to the recipe",
+            )
+        return self.players[name]
+
+    def another(self, number: int) -> nn.Module:
+        """Another student, freshly drawn.
+
+        Raises:
+            ConfigError: Nobody said how one is made.
+        """
+        if self.fresh is None:
+            raise ConfigError(
+                "this scheme makes further students, and is not told how",
+                where="fresh",
+                remedy="run a recipe, or give distill(..., fresh=lambda number: MyModel())",
+            )
+        return self.fresh(number)
+
+    def again(self) -> Terms:
+        """The loss anew: its helpers are sized for one pair of models."""
+        return copy.deepcopy(self.loss)
+
+    def need_teacher(self, why: str) -> Teacher:
+        """The teacher, or an error that says why there must be one."""
+        if self.teacher is None:
+            raise ConfigError(f"{why} a teacher", where="teacher", found="none")
+        return self.teacher
+
+
+@dataclass
+class Training:
+    """One training within a scheme.
+
+    Args:
+        stages: Its stages, as ``limbeck.engine.fit`` takes them; they share one student.
+        name: Of its folder; empty for that of the student that is wanted in the end, which comes last.
+        train: What it learns from, where that is not what the recipe says.
+        keeps: What is wanted of it afterwards beside its student, by name.
+    """
+
+    stages: list[Stage]
+    name: str = ""
+    train: Loader | None = None
+    keeps: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def student(self) -> nn.Module:
+        """Who is trained."""
+        return self.stages[0].distiller.student
+
+
 class Scheme(ABC):
-    """Turns models and losses into the stages of a run. Its options are its constructor's."""
+    """Who learns from whom, and when. Its options are its constructor's."""
+
+    card: Card | None = None
+
+    @abstractmethod
+    def trainings(self, cast: Cast) -> Iterator[Training]:
+        """One training after the other; when the next is asked for, the last one is done.
+
+        A model that was trained before may teach in the next, be measured, averaged or thrown away. In a resumed run
+        the trainings that were finished are not done again: their models have the weights they ended with.
+
+        Args:
+            cast: Models, loss, data and settings.
+        """
+
+
+class StagedScheme(Scheme):
+    """A scheme of one training, in one or more stages."""
 
     @abstractmethod
     def stages(
@@ -40,19 +150,26 @@ class Scheme(ABC):
             logits: Where logits stand in the student's output.
         """
 
+    def trainings(self, cast: Cast) -> Iterator[Training]:
+        yield Training(self.stages(cast.student, cast.loss, cast.teacher, cast.config, logits=cast.logits))
+
 
 _schemes: dict[str, type[Scheme]] = {}
 S = TypeVar("S", bound=type[Scheme])
 
 
-def register(key: str) -> Callable[[S], S]:
-    """Put a scheme into the list under its name in recipes."""
+def register(key: str | Card) -> Callable[[S], S]:
+    """Put a scheme into the list under its name in recipes; one with a card stands in the catalogue too."""
+    card = key if isinstance(key, Card) else None
+    name = key.key if isinstance(key, Card) else key
 
     def add(cls: S) -> S:
-        known = _schemes.get(key)
+        known = _schemes.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ConfigError("two schemes have this key", where=key, found=f"{known.__module__} and {cls.__module__}")
-        _schemes[key] = cls
+            raise ConfigError("two schemes have this key", where=name, found=f"{known.__module__} and {cls.__module__}")
+        _schemes[name] = cls
+        if card is not None:
+            cls.card = card
         return cls
 
     return add

@@ -17,7 +17,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.distiller import Losses
 from limbeck.core.objective import DataInfo
 from limbeck.data.loader import Loader
-from limbeck.recipes.build import Sizes, fewer, model_of, source_of, stages_of, train_loader
+from limbeck.recipes.build import Sizes, cast_of, fewer, model_of, scheme_of, source_of, train_loader
 from limbeck.recipes.schema import Recipe
 
 #: What needs other data than images with one class each, or gives the student another head, meets its like elsewhere.
@@ -77,7 +77,8 @@ def train(methods: tuple[str, ...]) -> tuple[nn.Module, list[Losses]]:
     loader, sizes, batches = digits()
     assert made.teacher is not None
     student, teacher = model_of(made.student, sizes, 0), model_of(made.teacher, sizes, 1)
-    stage = stages_of(made, student, teacher)[-1]
+    (training,) = scheme_of(made.scheme).trainings(cast_of(made, sizes, student, teacher, loader))
+    stage = training.stages[-1]
     info = DataInfo(loader.samples, loader.labels, loader.classes, batches=loader.plain)
     torch.manual_seed(0)
     distiller = stage.distiller.setup(loader.example(8), info)
