@@ -17,7 +17,7 @@ from limbeck.cache.codecs import Codec, parse_codec
 from limbeck.cache.folder import Cache
 from limbeck.cache.header import CONSTANTS, HEADER, INDEX, Header, read_header, sealed
 from limbeck.cache.prints import describe_teacher, describe_views, row_prints
-from limbeck.cache.shards import COUNTS, PRINTS, Shard, open_shard, shard_path, write_shard
+from limbeck.cache.shards import PRINTS, Shard, open_shard, shard_path, write_shard
 from limbeck.cache.signals import Signal, signals_of
 from limbeck.core.batch import Batch
 from limbeck.core.errors import CacheError, ConfigError
@@ -295,14 +295,15 @@ def encode(
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """A batch's arrays as shards hold them, and what each codec lost, by signal and measure."""
     arrays, errors = {PRINTS: row_prints(batch).cpu()}, {}
-    if any(s.masked for s in signals):
-        arrays[COUNTS] = batch.require("mask").sum(1).int().cpu()
     for signal in signals:
-        value = trace[signal.tap] if signal.part is None else trace[signal.tap][signal.part]
-        rows = signal.flatten(value.detach(), batch.mask).cpu()
+        value = signal.of(trace)
+        counts = signal.count(value, batch.mask)
+        if counts is not None:
+            arrays[signal.counts or ""] = counts
+        rows = signal.flatten(value, batch.mask).cpu()
         stored = signal.codec.encode(rows)
         arrays.update({f"{signal.name}/{name}": array for name, array in stored.items()})
-        errors[signal.name] = signal.codec.errors(rows, signal.codec.decode(stored, signal.shape, signal.dtype))
+        errors[signal.name] = signal.lost(rows, signal.codec.decode(stored, signal.shape, signal.dtype))
     return arrays, errors
 
 

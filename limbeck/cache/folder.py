@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.cache.header import CONSTANTS, INDEX, Header, read_header, read_plain
 from limbeck.cache.prints import describe_views
-from limbeck.cache.shards import COUNTS, PRINTS, Shard, open_shard, shard_path
+from limbeck.cache.shards import PRINTS, Shard, open_shard, places_of, shard_path
 from limbeck.cache.signals import Signal
 from limbeck.core.errors import CacheError
 from limbeck.core.plain import digest, file_digest
@@ -84,10 +84,11 @@ class Cache:
         Raises:
             CacheError: No such sample or view, or a shard is damaged.
         """
-        found, counts = self.arrays(index, view)
+        found = self.arrays(index, view)
         values: dict[str, Any] = {}
         for signal in self.header.signals:
-            if signal.masked and (mask is None or not torch.equal(mask.sum(1).long(), counts)):
+            counts = found[signal.counts].long() if signal.counts is not None else None
+            if signal.masked and counts is not None and (mask is None or not torch.equal(mask.sum(1).long(), counts)):
                 raise CacheError(
                     "the batch's positions are not those that the teacher saw",
                     where=f"{signal.name}, batch.mask",
@@ -96,7 +97,7 @@ class Cache:
                     remedy="cut and mask texts as when the cache was built",
                 )
             value = signal.codec.decode(own_arrays(signal, found), signal.shape, signal.dtype)
-            restored = signal.restore(value, len(index), mask)
+            restored = signal.restore(value, counts, len(index), mask)
             if signal.part is None:
                 values[signal.tap] = restored
             else:
@@ -107,23 +108,21 @@ class Cache:
         """Fingerprints ``[B]`` of what the teacher saw; see :func:`limbeck.cache.prints.row_prints`."""
         return self._gather(index, view, lambda shard, rows: {PRINTS: shard.arrays[PRINTS][rows]})[PRINTS]
 
-    def arrays(self, index: Tensor, view: int | Tensor = 0) -> tuple[dict[str, Tensor], Tensor]:
-        """The stored arrays of some rows, one below the other, and how many masked values each row has."""
-        found = self._gather(index, view, self._stored)
-        return found, found[COUNTS].long() if COUNTS in found else torch.empty(0)
+    def arrays(self, index: Tensor, view: int | Tensor = 0) -> dict[str, Tensor]:
+        """The stored arrays of some rows, one below the other."""
+        return self._gather(index, view, self._stored)
 
     def _stored(self, shard: Shard, rows: Tensor) -> dict[str, Tensor]:
         found = {}
         for signal in self.header.signals:
-            if signal.masked:
-                places = shard.values_of(rows)
+            if signal.counts is not None:
+                places = shard.values_of(rows, signal.counts)
+                found[signal.counts] = shard.arrays[signal.counts][rows]
             elif signal.values == 1:
                 places = rows
             else:
                 places = (rows.unsqueeze(1) * signal.values + torch.arange(signal.values)).flatten()
             found.update({n: a.index_select(0, places) for n, a in shard.arrays.items() if owner(n) == signal.name})
-        if COUNTS in shard.arrays:
-            found[COUNTS] = shard.arrays[COUNTS][rows]
         return found
 
     def _gather(
@@ -132,7 +131,7 @@ class Cache:
         """Rows from all shards they lie in, in the order asked for."""
         rows = self._rows(index, view)
         number = rows // self.header.shard_rows
-        if len(rows) == 0 or int(number[0]) == int(number.max()) == int(number.min()):
+        if len(rows) == 0 or int(number.max()) == int(number.min()):
             first = int(number[0]) if len(rows) else 0
             return take(self._open(first), rows - first * self.header.shard_rows)
         parts, places = [], []
@@ -140,20 +139,9 @@ class Cache:
             place = (number == own).nonzero()[:, 0]
             parts.append(take(self._open(own), rows[place] - own * self.header.shard_rows))
             places.append(place)
-        back = torch.cat(places).argsort()
-        lengths = torch.cat([part[COUNTS] for part in parts]).long() if COUNTS in parts[0] else None
-        return {
-            name: _reorder(torch.cat([p[name] for p in parts]), back, self._length(name, lengths)) for name in parts[0]
-        }
-
-    def _length(self, name: str, counts: Tensor | None) -> int | Tensor:
-        signal = next((s for s in self.header.signals if s.name == owner(name)), None)
-        if signal is None:
-            return 1
-        if signal.masked:
-            assert counts is not None
-            return counts
-        return signal.values
+        back, joined = torch.cat(places).argsort(), {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+        counts = {s.name: joined[s.counts].long() if s.counts in joined else s.values for s in self.header.signals}
+        return {name: _reorder(array, back, counts.get(owner(name), 1)) for name, array in joined.items()}
 
     def _rows(self, index: Tensor, view: int | Tensor) -> Tensor:
         index, views = index.long().cpu(), torch.as_tensor(view).cpu().long()
@@ -215,10 +203,8 @@ def own_arrays(signal: Signal, found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.rpartition("/")[2]: array for name, array in found.items() if owner(name) == signal.name}
 
 
-def _reorder(values: Tensor, back: Tensor, lengths: int | Tensor) -> Tensor:
+def _reorder(values: Tensor, back: Tensor, counts: int | Tensor) -> Tensor:
     """Rows of so many values each, put into another order."""
-    if isinstance(lengths, int):
-        return values.view(len(back), -1, *values.shape[1:])[back].flatten(0, 1) if lengths != 1 else values[back]
-    starts, chosen = (lengths.cumsum(0) - lengths)[back], lengths[back]
-    before = (chosen.cumsum(0) - chosen).repeat_interleave(chosen)
-    return values[torch.arange(len(values)) - before + starts.repeat_interleave(chosen)]
+    if isinstance(counts, Tensor):
+        return values[places_of((counts.cumsum(0) - counts)[back], counts[back])]
+    return values.view(len(back), counts, *values.shape[1:])[back].flatten(0, 1) if counts != 1 else values[back]

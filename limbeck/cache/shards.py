@@ -13,11 +13,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from limbeck.cache.header import SHARDS
+from limbeck.cache.signals import COUNTS
 from limbeck.core.errors import CacheError
 from limbeck.core.files import write_bytes
 from limbeck.core.plain import canonical, digest
 
-PRINTS, COUNTS = "#prints", "#counts"  # arrays beside the signals': of what was seen, and values of each row
+PRINTS = "#prints"  # the array beside the signals' that tells what was seen
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -46,19 +47,21 @@ class Shard:
     path: Path
     facts: dict[str, Any]
     arrays: dict[str, Tensor]
-    starts: Tensor | None = field(init=False, default=None)
+    starts: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if COUNTS in self.arrays:
-            counts = self.arrays[COUNTS].long()
-            self.starts = counts.cumsum(0) - counts
+        for name, array in self.arrays.items():
+            if name.startswith(COUNTS):
+                self.starts[name] = array.long().cumsum(0) - array.long()
 
-    def values_of(self, rows: Tensor) -> Tensor:
-        """Where the values of some rows stand in arrays with a row a value, row after row."""
-        assert self.starts is not None
-        counts = self.arrays[COUNTS].long()[rows]
-        before = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        return torch.arange(int(counts.sum())) - before + self.starts[rows].repeat_interleave(counts)
+    def values_of(self, rows: Tensor, counts: str) -> Tensor:
+        """Where the values of some rows stand in arrays with a row a value, row after row.
+
+        Args:
+            rows: Of the shard.
+            counts: The array that tells how many values each row has.
+        """
+        return places_of(self.starts[counts][rows], self.arrays[counts].long()[rows])
 
 
 def open_shard(path: Path, *, header: str, number: int, bytes: int | None = None, check: bool = True) -> Shard:
@@ -99,6 +102,16 @@ def open_shard(path: Path, *, header: str, number: int, bytes: int | None = None
     if check and _digest(arrays) != own:
         raise _damaged(path, "other values than were written")
     return Shard(path, facts, arrays)
+
+
+def places_of(starts: Tensor, counts: Tensor) -> Tensor:
+    """The places of runs that begin at ``starts`` and are ``counts`` long, run after run.
+
+    >>> places_of(torch.tensor([7, 2]), torch.tensor([3, 1]))
+    tensor([7, 8, 9, 2])
+    """
+    before = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return torch.arange(int(counts.sum())) - before + starts.repeat_interleave(counts)
 
 
 _REMEDY = "remove this file and go on with limbeck cache build, which writes it again"

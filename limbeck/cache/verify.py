@@ -41,13 +41,14 @@ def ask_again(cache: Cache, teacher: Teacher, loader: IndexedLoader, samples: in
     teacher.to(loader.device)
     teacher.attach(header.taps, batch)
     trace = teacher(batch)
-    found, _ = cache.arrays(index, view)
+    found = cache.arrays(index, view)
     errors: dict[str, dict[str, float]] = {}
     for signal in header.signals:
-        value = trace[signal.tap] if signal.part is None else trace[signal.tap][signal.part]
-        now = signal.flatten(value.detach(), batch.mask).cpu()
+        now = signal.flatten(signal.of(trace), batch.mask).cpu()
         stored = signal.codec.decode(own_arrays(signal, found), signal.shape, signal.dtype)
-        for measure, values in signal.codec.errors(now, stored).items():
+        if signal.text and not torch.equal(now, stored):
+            raise CacheError("the teacher says something else now", where=signal.name)
+        for measure, values in signal.lost(now, stored).items():
             allowed = _MORE * cache.errors[signal.name][measure]["max"] + _LEAST
             most = float(values.max())
             errors.setdefault(signal.name, {})[measure] = most

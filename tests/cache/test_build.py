@@ -52,10 +52,8 @@ def test_every_row_is_what_the_teacher_says(small):
         found = cache.read(torch.arange(90), view)
         torch.testing.assert_close(found["logits"], logits)
         torch.testing.assert_close(found["0"], first)
-    assert cache.errors == {
-        "logits": {"relative": {"mean": 0.0, "max": 0.0}},
-        "0": {"relative": {"mean": 0.0, "max": 0.0}},
-    }
+    nothing = {"mean": 0.0, "max": 0.0}
+    assert cache.errors == {"logits": {"kl": nothing, "kl_t4": nothing}, "0": {"relative": nothing}}
 
 
 def test_a_half_built_cache_is_refused_and_goes_on(small, tmp_path):
@@ -226,6 +224,32 @@ def test_lists_of_tensors(tmp_path):
     first, second = cache.read(rows)["stages"]
     assert torch.equal(first.flatten(1), batch.inputs.flatten(1)[:, :4])
     assert torch.equal(second, batch.inputs.flatten(1)[:, :1])
+
+
+def test_texts(tmp_path):
+    """What a teacher wrote for each sample and view, of any length, in any script."""
+
+    class Writer:
+        def attach(self, taps: tuple[str, ...], batch: Batch) -> None:
+            assert taps == ("text", "logits")
+
+        def __call__(self, batch: Batch) -> Trace:
+            views = torch.as_tensor(batch.view).expand(batch.size).tolist()
+            texts = ["schön 文字 " * (i % 4) + f"{i}/{v}" * (i % 7 > 0) for i, v in zip(batch.index.tolist(), views)]  # noqa: B905
+            return Trace(None, {"text": texts, "logits": batch.inputs.flatten(1)[:, :3]})
+
+        def to(self, device):
+            return self
+
+    loader, rows = make_loader(), torch.tensor([88, 0, 7, 5, 70])
+    cache = build(Writer(), loader, tmp_path, store={"text": "raw", "logits": FULL}, views=2, batch=8, shard_rows=16)
+    for view in (0, 1):
+        found = cache.read(rows, view)
+        wanted = ["schön 文字 " * (i % 4) + f"{i}/{view}" * (i % 7 > 0) for i in rows.tolist()]
+        assert found["text"] == wanted
+        (batch,) = loader.read([[(rows, view)]])
+        assert torch.equal(found["logits"], batch.inputs.flatten(1)[:, :3])
+    assert "text" not in cache.errors
 
 
 def test_what_cannot_be_built_is_named(tmp_path):

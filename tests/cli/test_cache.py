@@ -61,7 +61,7 @@ def test_info_and_json(limbeck: Command, built: Path) -> None:
     train, test = limbeck("cache", "info", built, "--json").json
     assert (train["data"]["samples"], train["views"], train["rows"]) == (100, 2, 200)
     assert (test["data"]["samples"], test["views"]) == (359, 1)
-    assert 0 < train["errors"]["logits"]["relative"]["max"] < 1e-3
+    assert 0 < train["errors"]["logits"]["kl"]["mean"] < 1e-6
     assert train["bytes_a_row"] == train["bytes"] / 200
 
 
