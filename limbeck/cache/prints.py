@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -80,15 +81,23 @@ def row_prints(batch: Batch) -> Tensor:
         if not tensor.ndim or len(tensor) != batch.size:
             continue
         words = _words(tensor)
-        place = torch.arange(words.shape[1], device=words.device)
-        keys = key_tensor([key(_PRINTS, number)], words.device)
+        factors = _factors(number, words.shape[1], words.device)
         if batch.mask is not None and batch.mask.shape == tensor.shape[:2] and words.shape == batch.mask.shape:
             counted = batch.mask.long()
-            words, place = (words + 1) * counted, (counted.cumsum(1) - 1).clamp(min=0)
-        total = total + (words * (draw_bits(keys, place)[..., 0] | 1)).sum(dim=1)
+            words, factors = (words + 1) * counted, factors[(counted.cumsum(1) - 1).clamp(min=0)]
+        # a product of int64 with a vector is made in one pass, but on the host alone
+        whole = factors.ndim == 1 and words.device.type == "cpu"
+        total = total + (torch.mv(words, factors) if whole else (words * factors).sum(dim=1))
     if isinstance(total, int):
         raise DataError("there is no tensor with a row a sample", where="batch.inputs", found=type(batch.inputs))
     return (total >> 32).int()
+
+
+@lru_cache(maxsize=16)
+def _factors(number: int, count: int, device: torch.device) -> Tensor:
+    """Random odd multipliers ``[count]`` of a batch's ``number``-th tensor, the same in every batch."""
+    keys = key_tensor([key(_PRINTS, number)], device)
+    return draw_bits(keys, torch.arange(count, device=device))[:, 0] | 1
 
 
 def _words(tensor: Tensor) -> Tensor:

@@ -19,13 +19,13 @@ class OwnRandomness:
     """
 
     def __init__(self, seed: int) -> None:
-        with self._kept():
+        with self.kept():
             self.seed(seed)
             self._state = _states()
 
     @staticmethod
     def seed(seed: int) -> None:
-        """Seed the three global generators; for use within :meth:`active`."""
+        """Seed the three global generators; for use within :meth:`active` or :meth:`kept`."""
         torch.default_generator.manual_seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
         random.seed(seed)
@@ -33,7 +33,7 @@ class OwnRandomness:
     @contextmanager
     def active(self) -> Iterator[OwnRandomness]:
         """Let the owner's states be the global ones."""
-        with self._kept():
+        with self.kept():
             _restore(self._state)
             try:
                 yield self
@@ -42,7 +42,8 @@ class OwnRandomness:
 
     @staticmethod
     @contextmanager
-    def _kept() -> Iterator[None]:
+    def kept() -> Iterator[None]:
+        """Leave the global generators as they are now, whatever is seeded and drawn meanwhile."""
         states = _states()
         try:
             yield

@@ -172,9 +172,9 @@ class _Seeded(Dataset[Any]):
 
     def __getitems__(self, rows: list[tuple[int, int]]) -> list[Any] | LimbeckError:
         items = []
-        with OwnRandomness(0).active() as randomness:
+        with OwnRandomness.kept():
             for view, row in rows:
-                randomness.seed(key(_ITEMS, self.seed, view, row))
+                OwnRandomness.seed(key(_ITEMS, self.seed, view, row))
                 try:
                     items.append(self.dataset[row])
                 except LimbeckError as error:

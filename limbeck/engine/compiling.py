@@ -74,6 +74,9 @@ def compiler_there(device: str) -> bool:
 def compile_step(distiller: Distiller, device: str) -> None:
     """Compile the distiller in place.
 
+    A teacher that looks its answers up instead of computing them says so (``looks_up``) and is asked outside of the
+    graph: traced, it would break the graph many times and be built anew for every view.
+
     Raises:
         ConfigError: There is no compiler for this device.
     """
@@ -83,6 +86,8 @@ def compile_step(distiller: Distiller, device: str) -> None:
             where="compile",
             remedy="install g++, or set compile to off",
         )
+    if getattr(distiller.teacher, "looks_up", False):
+        distiller.__dict__["_teach"] = torch.compiler.disable(distiller._teach)
     distiller.compile(dynamic=False)
 
 
@@ -90,6 +95,7 @@ def forget_compiled(distiller: nn.Module) -> None:
     """Drop compiled code, so that the next stage's does not count as a rebuild of it."""
     if distiller._compiled_call_impl is not None:
         distiller._compiled_call_impl = None
+        distiller.__dict__.pop("_teach", None)
         torch.compiler.reset()
 
 

@@ -37,6 +37,8 @@ class CachedTeacher:
         CacheError: It is damaged or unfinished.
     """
 
+    looks_up = True  # a compiled step asks it outside of its graph
+
     def __init__(self, cache: Cache | str | Path) -> None:
         self.cache = cache if isinstance(cache, Cache) else Cache(cache)
         self.device = torch.device("cpu")
@@ -59,7 +61,7 @@ class CachedTeacher:
     def fits(self) -> int:
         """How many views are kept in memory."""
         signals = self.cache.header.signals
-        if any(s.masked for s in signals):
+        if any(s.counts is not None for s in signals):
             return 0
         size = sum(s.values * int(torch.Size(s.shape).numel()) * s.dtype.itemsize for s in signals)
         return min(self.cache.header.views, HELD // max(1, size * self.cache.header.samples))

@@ -11,6 +11,7 @@ from torch import nn
 from limbeck.cache.prints import describe_teacher, row_prints, weights_print
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError
+from limbeck.core.hashing import key
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,23 @@ def test_any_changed_value_is_told_and_rows_stand_by_themselves(values):
         other[2, place] += 1
         changed = row_prints(Batch(other.view_as(values))) != prints
         assert changed.tolist() == [False, False, True, False, False, False]
+
+
+def test_it_is_the_hash_of_its_definition():
+    first, second = torch.randn(5, 2, 3), torch.randint(-9, 9, (5, 4))
+    words = [first.flatten(1).view(torch.int32).tolist(), second.tolist()]
+    factors = [[_mixed(j * 0x9E3779B97F4A7C15 + key(8, n)) | 1 for j in range(len(w[0]))] for n, w in enumerate(words)]
+    wanted = [sum(a * w for n in (0, 1) for a, w in zip(factors[n], words[n][row], strict=True)) for row in range(5)]
+    found = row_prints(Batch({"a": first, "b": second}))
+    assert [value % (1 << 32) for value in found.tolist()] == [(value >> 32) % (1 << 32) for value in wanted]
+
+
+def _mixed(state: int) -> int:
+    """SplitMix64's finaliser, in whole numbers of any length."""
+    state %= 1 << 64
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % (1 << 64)
+    state = (state ^ state >> 27) * 0x94D049BB133111EB % (1 << 64)
+    return state ^ state >> 31
 
 
 def test_exchanged_values_and_layout():

@@ -54,6 +54,25 @@ def test_training_with_it_is_training_with_the_teacher(folder):
     torch.testing.assert_close(trained(CachedTeacher(folder)), trained(make_teacher()), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_is_built_once_for_all_views(folder):
+    from torch._dynamo.utils import counters
+
+    def trained(mode):
+        torch.manual_seed(5)
+        student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        distiller = Distiller(student, CrossEntropy() + KD(), CachedTeacher(folder))
+        loader = make_loader(views=3, drop_last=True)
+        fit([Stage("kd", distiller, TrainConfig(epochs=4, compile=mode))], loader, quiet=True)
+        assert "_teach" not in vars(distiller)
+        return student[1].weight
+
+    eager = trained("off")
+    counters.clear()
+    torch.testing.assert_close(trained("on"), eager, rtol=1e-4, atol=1e-6)
+    assert counters["stats"]["unique_graphs"] == 2  # before and after the teacher is asked
+
+
 def test_what_was_not_stored_is_an_error_before_any_step(folder):
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     distiller = Distiller(student, FitNets("0", "3"), CachedTeacher(folder))

@@ -47,7 +47,7 @@ def decode(data: bytes, where: str, mode: str = "RGB", size: tuple[int, int] | N
 
     With ``size`` (height, width) the image is resized in proportion to cover that size, and cropped at its middle.
     """
-    return torch.from_numpy(_pixels(data, where, mode, size)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.ascontiguousarray(_pixels(data, where, mode, size).transpose(2, 0, 1)))
 
 
 def decode_all(images: EncodedImages, rows: Sequence[int], mode: str, size: tuple[int, int] | None) -> Tensor:
