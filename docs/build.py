@@ -10,13 +10,14 @@ import re
 import sys
 from pathlib import Path
 
-from pages import ROOT, method_page, overview, summary
+from pages import ROOT, method_page, overview, scheme_page, summary
 
 import limbeck.objectives  # noqa: F401  registers the methods
 from limbeck.core import catalogue
 from limbeck.core.catalogue import Method
 from limbeck.recipes.json_schema import json_schema
 from limbeck.report import markdown_table
+from limbeck.schemes import carded
 
 
 def filled(text: str, methods: dict[str, Method]) -> str:
@@ -26,7 +27,7 @@ def filled(text: str, methods: dict[str, Method]) -> str:
         results = json.loads((ROOT / match["file"]).read_text())
         return f"<!-- results: {match['file']} -->\n{markdown_table(results)}\n<!-- end -->"
 
-    listed = f"<!-- methods -->\n{summary(methods)}\n<!-- end -->"
+    listed = f"<!-- methods -->\n{summary(methods, carded())}\n<!-- end -->"
     text = re.sub(r"<!-- methods -->.*?<!-- end -->", lambda _: listed, text, flags=re.DOTALL)
     return re.sub(r"<!-- results: (?P<file>\S+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
 
@@ -35,7 +36,8 @@ def files() -> dict[Path, str]:
     """Everything generated, by path."""
     methods = {k: m for k, m in catalogue.methods().items() if m.cls.__module__.startswith("limbeck.")}
     pages = {ROOT / "docs" / "methods" / f"{key}.md": method_page(method) for key, method in methods.items()}
-    pages[ROOT / "docs" / "methods" / "README.md"] = overview(methods)
+    pages |= {ROOT / "docs" / "methods" / f"{key}.md": scheme_page(scheme) for key, scheme in carded().items()}
+    pages[ROOT / "docs" / "methods" / "README.md"] = overview(methods, carded())
     pages[ROOT / "docs" / "recipe.schema.json"] = json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
     for page in (ROOT / "README.md", ROOT / "docs" / "leaderboards.md"):
         pages[page] = filled(page.read_text(), methods)

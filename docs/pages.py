@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.catalogue import Method
+from limbeck.core.catalogue import Card, Method
 from limbeck.core.objective import Objective
 from limbeck.recipes.document import dump
 from limbeck.recipes.schema import usual
@@ -134,10 +134,13 @@ def comparisons() -> dict[str, dict[str, Any]]:
 def method_page(method: Method) -> str:
     """One method's page, from its card, its contract, its docstrings and what was measured."""
     card, contract, objective = method.card, method.cls.contract, method.build()
-    paper = f"[arXiv {card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else "no arXiv number"
-    code = f", code [{card.code}](https://github.com/{card.code})" if card.code else ""
-    lines = [f"# {card.name} (`{card.key}`)", "", f"*{card.title}*, {card.year}, {paper}{code}.", ""]
-    lines += [card.use, "", f"For {', '.join(card.tasks)}; transfers {card.knowledge}s; scheme `{card.scheme}`.", ""]
+    lines = [
+        *_head(card),
+        card.use,
+        "",
+        f"For {', '.join(card.tasks)}; transfers {card.knowledge}s; scheme `{card.scheme}`.",
+        "",
+    ]
     lines += ["## Equation", "", f"$${card.equation}$$", ""]
     lines += _options(method)
     lines += ["", "## What it promises", "", f"- The mean runs over {contract.normalizer}."]
@@ -150,11 +153,7 @@ def method_page(method: Method) -> str:
         scale = "keeps its size" if contract.temperature == "squared" else "falls as 1/T²"
         lines.append(f"- When the temperature T rises, the gradient {scale}.")
     lines.append(f"- It needs: {', '.join([*_places(objective), *card.needs]) or 'nothing but inputs'}.")
-    note = card.evidence_note.rstrip(".")
-    lines += ["", "## Evidence", "", f"**{card.evidence}**: {note}." if note else f"**{card.evidence}**."]
-    if card.choices:
-        lines += ["", "Choices made where the paper leaves room:", ""]
-        lines += [f"- {choice.rstrip('.')}." for choice in card.choices]
+    lines += ["", *_evidence(card)]
     lines += ["", *_cost(card.key, card.cost), *_results(card.key)]
     lines += ["## Use", "", "```yaml", dump({"loss": usual(card.key)}).rstrip(), "```", ""]
     if method.function is not None:
@@ -165,6 +164,31 @@ def method_page(method: Method) -> str:
             call = f"loss = limbeck.functional.{name}(\n    {', '.join(given)}\n)"
         lines += ["```python", call, "```", ""]
     return "\n".join(lines)
+
+
+def scheme_page(method: Method) -> str:
+    """One scheme's page, from its card and its signature."""
+    card = method.card
+    shown = {n: p.default for n, p in inspect.signature(method.cls).parameters.items()}
+    recipe = dump({"loss": "kd", "scheme": {card.key: shown} if shown else card.key})
+    lines = [*_head(card), card.use, "", f"For {', '.join(card.tasks)}; a scheme, with any loss.", ""]
+    lines += ["## Equation", "", f"$${card.equation}$$", "", *_options(method), "", *_evidence(card)]
+    return "\n".join([*lines, "", "## Use", "", "```yaml", recipe.rstrip(), "```", ""])
+
+
+def _head(card: Card) -> list[str]:
+    paper = f"[arXiv {card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else "no arXiv number"
+    code = f", code [{card.code}](https://github.com/{card.code})" if card.code else ""
+    return [f"# {card.name} (`{card.key}`)", "", f"*{card.title}*, {card.year}, {paper}{code}.", ""]
+
+
+def _evidence(card: Card) -> list[str]:
+    note = card.evidence_note.rstrip(".")
+    lines = ["## Evidence", "", f"**{card.evidence}**: {note}." if note else f"**{card.evidence}**."]
+    if card.choices:
+        lines += ["", "Choices made where the paper leaves room:", ""]
+        lines += [f"- {choice.rstrip('.')}." for choice in card.choices]
+    return lines
 
 
 def _options(method: Method) -> list[str]:
@@ -212,8 +236,8 @@ def _results(key: str) -> list[str]:
     return ["## Measured", "", *head, *rows, "", "All of them: [leaderboards](../leaderboards.md).", ""]
 
 
-def overview(methods: dict[str, Method]) -> str:
-    """How to choose, and the table of all methods."""
+def overview(methods: dict[str, Method], schemes: dict[str, Method]) -> str:
+    """How to choose, and the tables of all methods and schemes."""
     known = {key: Facts(method, method.build()) for key, method in methods.items()}
     found = Counter(method.card.evidence for method in methods.values())
     counts = ", ".join(f"{found[kind]} {kind}" for kind in ("parity", "formula", "reading") if found[kind])
@@ -237,10 +261,15 @@ def overview(methods: dict[str, Method]) -> str:
         lines += [_line(key, m) for key, m in methods.items() if m.card.knowledge == knowledge]
     lines += ["", "Time and memory are those of a training step over a step of plain KD on the same pair:"]
     lines += ["`benchmarks/method_cost.py`.", ""]
-    return "\n".join(lines)
+    lines += ["## Schemes: who learns from whom", "", "Each goes with any of the methods above.", ""]
+    lines += ["| scheme | paper | evidence | when |", "|---|---|---|---|"]
+    for key, scheme in schemes.items():
+        card = scheme.card
+        lines.append(f"| [`{key}`]({key}.md) | {card.title}, {card.year} | {card.evidence} | {card.use} |")
+    return "\n".join([*lines, ""])
 
 
-def summary(methods: dict[str, Method]) -> str:
+def summary(methods: dict[str, Method], schemes: dict[str, Method]) -> str:
     """All methods in a few lines, for the README."""
     found = Counter(method.card.evidence for method in methods.values())
     counts = ", ".join(f"{found[kind]} {kind}" for kind in ("parity", "formula", "reading") if found[kind])
@@ -248,6 +277,8 @@ def summary(methods: dict[str, Method]) -> str:
     for knowledge in ("response", "feature", "relation", "control"):
         keys = [f"[{key}](docs/methods/{key}.md)" for key, m in methods.items() if m.card.knowledge == knowledge]
         lines.append(f"- **{knowledge}** ({len(keys)}): {', '.join(keys)}")
+    told = [f"[{key}](docs/methods/{key}.md)" for key in schemes]
+    lines += ["", f"Schemes, with any of them: {', '.join(told)}."]
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 
 def methods(
     kind: Annotated[
-        str | None, typer.Option(help="Only of this knowledge: response, feature, relation, control.")
+        str | None, typer.Option(help="Only of this knowledge: response, feature, relation, control, scheme.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only for this task, such as classification.")] = None,
     plugin: Plugins = None,
@@ -65,8 +65,8 @@ def show(
     """Show one method: equation, use, evidence, options with their sources, a recipe and Python."""
     from limbeck.core import catalogue
 
-    _catalogue(plugin)
-    facts = _facts(catalogue.get(key, "METHOD"))
+    known = _catalogue(plugin)
+    facts = _facts(known[key] if key in known else catalogue.get(key, "METHOD"))
     if as_json:
         print_json(facts)
         return
@@ -77,9 +77,11 @@ def show(
     if facts["code"]:
         print_text(f"Authors' code: {facts['code']}")
     print_text(f"\n{facts['use']}\n\n  L = {facts['equation']}\n" if facts["equation"] else f"\n{facts['use']}\n")
+    what = "Any loss" if facts["knowledge"] == "scheme" else f"Transfers: {facts['knowledge']}"
     needs = f"; needs {', '.join(facts['needs'])}" if facts["needs"] else ""
     needs += f"; the student has the head {facts['head']}" if facts["head"] else ""
-    print_text(f"Transfers: {facts['knowledge']}; for {', '.join(facts['tasks'])}; scheme {facts['scheme']}{needs}")
+    who = "" if facts["knowledge"] == "scheme" else f"; scheme {facts['scheme']}"
+    print_text(f"{what}; for {', '.join(facts['tasks'])}{who}{needs}")
     note = f": {facts['evidence_note']}" if facts["evidence_note"] else ""
     print_text(f"Evidence: {facts['evidence']}{note}")
     for choice in facts["choices"]:
@@ -93,11 +95,12 @@ def show(
 
 def _catalogue(plugins: list[str] | None) -> dict[str, Method]:
     import limbeck.objectives  # noqa: F401  registers the methods
+    from limbeck import schemes
     from limbeck.core import catalogue
 
     for plugin in plugins or ():
         catalogue.load_plugin(plugin, where="--plugin")
-    return catalogue.methods()
+    return {**catalogue.methods(), **schemes.carded()}
 
 
 def _facts(method: Method) -> dict[str, Any]:
@@ -131,7 +134,11 @@ def _recipe(method: Method) -> str:
     from limbeck.recipes.schema import usual
 
     card = method.card
-    shown = {}
+    shown: dict[str, Any] = {}
+    if card.knowledge == "scheme":
+        shown = {name: info.get_default() for name, info in method.options.model_fields.items()}
+        plain = {"loss": "kd", "scheme": {card.key: shown} if shown else card.key}
+        return "".join(f"  {line}\n" for line in dump(plain).splitlines())
     for name, info in method.options.model_fields.items():
         default = method.preset.get(name, None if info.is_required() else info.get_default())
         if isinstance(default, (bool, int, float, str)):
@@ -148,6 +155,8 @@ def _python(method: Method) -> str:
     from limbeck.core.schedules import Schedule
 
     card = method.card
+    if card.knowledge == "scheme":
+        return f'  student = limbeck.distill(teacher, student, data, "kd", scheme="{card.key}").student\n'
     cls = method.cls.__name__
     sums = [f"{weight} * {catalogue.get(k).cls.__name__}()" for k, weight in card.with_labels.items() if k != card.key]
     preset = ", ".join(f"{k}={v!r}" for k, v in method.preset.items())

@@ -7,7 +7,7 @@ import sys
 
 from limbeck.core import catalogue
 from limbeck.schemes.perform import perform
-from limbeck.schemes.scheme import Cast, Scheme, StagedScheme, Training, build, options, register, schemes
+from limbeck.schemes.scheme import Cast, Scheme, StagedScheme, Training, build, carded, options, register, schemes
 
 catalogue.discover(sys.modules[__name__])
 globals().update({cls.__name__: cls for cls in schemes().values()})
@@ -17,6 +17,7 @@ __all__ = [
     "StagedScheme",
     "Training",
     "build",
+    "carded",
     "options",
     "perform",
     "register",

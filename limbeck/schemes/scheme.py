@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from torch import nn
 
-from limbeck.core.catalogue import Card, check_options, options_of
+from limbeck.core.catalogue import Card, Method, check_options, options_of
 from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher
@@ -178,6 +178,11 @@ def register(key: str | Card) -> Callable[[S], S]:
 def schemes() -> dict[str, type[Scheme]]:
     """Every scheme by key."""
     return dict(sorted(_schemes.items()))
+
+
+def carded() -> dict[str, Method]:
+    """The schemes that are published methods, as entries of the catalogue."""
+    return {key: Method(cls.card, cls, None, {}) for key, cls in schemes().items() if cls.card is not None}  # type: ignore[arg-type]
 
 
 def options(key: str, where: str = "scheme") -> type[BaseModel]:
