@@ -183,5 +183,4 @@ def _tail_apart(logits: Tensor, ids: Tensor, temperature: float) -> tuple[TopK, 
 
 def _parts(top: TopK) -> Tensor:
     """Log-probabilities of the kept classes and the tail, ``[P, k + 1]``, which make 1 in float64."""
-    rows = torch.cat([top.log_probs, top.log_tail.unsqueeze(1)], dim=1).cpu().double()
-    return rows.log_softmax(dim=1)
+    return top.buckets().cpu().double().log_softmax(dim=1)
