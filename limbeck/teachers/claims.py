@@ -75,12 +75,14 @@ class Own:
     def take(self, key: str, cost: float, safe: bool) -> None:
         """Hold a question that may cost so much; where ``safe`` is set, a power cut does not make us forget it."""
         self.held[key] = cost
-        self._writer.add(pack({"key": key, "cost": cost}, None), safe)
+        self._writer.add(pack({"key": key, "cost": cost}, None))
+        if safe:
+            self._writer.sync()
 
     def free(self, key: str) -> None:
         """Hold it no more."""
         if self.held.pop(key, None) is not None:
-            self._writer.add(pack({"key": key, "cost": None}, None), safe=False)
+            self._writer.add(pack({"key": key, "cost": None}, None))
 
     def close(self) -> None:
         """Hold nothing any more, and leave no file. Only under the record's own lock."""

@@ -7,6 +7,7 @@ a reader that only wants to know what is there never parses the bodies.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -129,36 +130,57 @@ class Writer:
         self.path = path
         self._handle: int | None = None
 
-    def add(self, raw: bytes, safe: bool) -> int:
-        """Add a line and say where it begins; when this returns and ``safe`` is set, a power cut cannot take it.
+    def add(self, raw: bytes) -> int:
+        """Add a line and say where it begins.
 
         Raises:
-            DataError: The disk does not take it. The file may then end within a line, and takes no more.
+            DataError: The disk does not take it. What was written of it is taken back.
         """
-        try:
+        with _told(self.path):
             if self._handle is None:
                 self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
                 _sync_folder(self.path.parent)
             start = os.fstat(self._handle).st_size
             left = memoryview(raw)
-            while left:
-                left = left[os.write(self._handle, left) :]
-            if safe:
-                os.fsync(self._handle)
+            try:
+                while left:
+                    left = left[os.write(self._handle, left) :]
+            except OSError:
+                self._take_back(start)
+                raise
             return start
-        except OSError as error:
-            raise DataError(
-                "the record cannot be written",
-                where=str(self.path),
-                found=error.strerror or str(error),
-                remedy="make room on the disk and call again: what was answered before is kept",
-            ) from error
+
+    def sync(self) -> None:
+        """When this returns, a power cut cannot take what was added."""
+        with _told(self.path):
+            if self._handle is not None:
+                os.fsync(self._handle)
+
+    def _take_back(self, start: int) -> None:
+        assert self._handle is not None
+        try:
+            os.ftruncate(self._handle, start)  # nobody has read it: a line counts when its end is there
+        except OSError:
+            self.close()  # no line may follow a torn one, and the file is not opened again
 
     def close(self) -> None:
         """Close the file."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            "the record cannot be written",
+            where=str(path),
+            found=error.strerror or str(error),
+            remedy="make room on the disk and call again: what was answered before is kept",
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

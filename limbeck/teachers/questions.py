@@ -119,10 +119,10 @@ class Asking:
         if self.count_tokens is not None:
             return int(self.count_tokens(prompt))
         if isinstance(prompt, str):
-            length = len(prompt.encode(errors="replace"))
+            length = len(prompt.encode())
             return length + (_PER_MESSAGE if self.api == "completions" else _TEMPLATE + _PER_MESSAGE)
         texts = "".join(json.dumps(dict(message), ensure_ascii=False) for message in prompt)
-        return len(texts.encode(errors="replace")) + _TEMPLATE + _PER_MESSAGE * len(prompt)
+        return len(texts.encode()) + _TEMPLATE + _PER_MESSAGE * len(prompt)
 
     def _said(self, prompt: Prompt) -> dict[str, Any]:
         if isinstance(prompt, str):
@@ -149,6 +149,7 @@ def check_prompt(prompt: object, index: int) -> None:
         ConfigError: It is not.
     """
     if isinstance(prompt, str):
+        _check_text(prompt, index)
         return
     listed = isinstance(prompt, Sequence) and bool(prompt)
     if not listed or not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in prompt):  # type: ignore[attr-defined]
@@ -159,10 +160,23 @@ def check_prompt(prompt: object, index: int) -> None:
             wanted="a text, or a list of messages such as {'role': 'user', 'content': 'Hello'}",
         )
     try:
-        json.dumps([dict(m) for m in prompt], allow_nan=False)  # type: ignore[attr-defined]
+        text = json.dumps([dict(m) for m in prompt], allow_nan=False, ensure_ascii=False)  # type: ignore[attr-defined]
     except (TypeError, ValueError) as error:
         raise ConfigError(
             "a message holds what JSON cannot", where=f"prompts[{index}]", found=str(error), wanted="texts and numbers"
+        ) from error
+    _check_text(text, index)
+
+
+def _check_text(text: str, index: int) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            "a text that cannot be sent",
+            where=f"prompts[{index}]",
+            found=f"half of a surrogate pair, {text[error.start]!a}",
+            remedy="decode the data with errors='replace'",
         ) from error
 
 
@@ -185,7 +199,7 @@ def check_settings(settings: Mapping[str, Any], length_option: str) -> None:
         if name in ("stop", "extra") or (value is None and name in ("top_logprobs", "seed")):
             continue
         wrong = isinstance(value, bool) or not isinstance(value, int if name in whole else (int, float))
-        if wrong or not least <= value <= most:
+        if wrong or not least <= value <= most or value == float("inf"):
             kind = "a whole number" if name in whole else "a number"
             high = "" if most == float("inf") else f", at most {most:g}"
             low = "" if least == -float("inf") else f", at least {least:g}" if least >= 1 or not least else ", above 0"

@@ -72,7 +72,6 @@ class Record:
         self._mutex = threading.RLock()
         self._own: Own | None = None
         self._writer: Writer | None = None
-        self._parts = 0
         weakref.finalize(self, _close_at_exit, weakref.ref(self))
         self.refresh()
 
@@ -98,10 +97,10 @@ class Record:
                 return
             # In this order: a process has its lock before it has answers, so one without a lock has ended.
             found = sorted(self.folder.glob("answers-*.jsonl"))
-            alive = tuple(f"answers-{path.stem}" for path in self.folder.glob("*.lock"))
+            alive = {f"answers-{path.stem}" for path in self.folder.glob("*.lock")}
             for path in found:
                 if path not in self._ended:
-                    self._read(path, ended=not path.name.startswith(alive))
+                    self._read(path, ended=path.stem not in alive)
 
     def read(self, key: str) -> Answer | None:
         """The answer to a question, or ``None`` where it has not been asked."""
@@ -147,7 +146,10 @@ class Record:
         """Keep the answer to a claimed question; when this returns it is on the disk."""
         raw = pack({"kind": "answer", "key": key, "cost": cost}, {"request": request, "answer": to_json(answer)})
         with self._mutex:
-            path, offset = self._add(raw)
+            writer, offset = self._add(raw)
+        writer.sync()  # other threads go on meanwhile
+        with self._mutex:
+            path = writer.path
             self._answers.setdefault(key, Place(path, offset, len(raw)))
             self.paid += cost
             self._give_back(key)
@@ -184,6 +186,7 @@ class Record:
                 remedy="make the teacher in the process that uses it",
             )
         if self._own is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 self._own = Own(self.folder)
         return self._own
@@ -194,27 +197,20 @@ class Record:
 
     def _alone(self) -> FileLock:
         """The folder's lock, held for moments; under it no process comes, goes or claims."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / "record.lock", poll_interval=0.005)
 
-    def _add(self, raw: bytes) -> tuple[Path, int]:
+    def _add(self, raw: bytes) -> tuple[Writer, int]:
         own = self._mine()
         if self._writer is None:
-            self._parts += 1
-            self._writer = Writer(self.folder / f"answers-{own.name}-{self._parts:03d}.jsonl")
-        path = self._writer.path
-        reader = self._readers.setdefault(path, Reader(path))
-        try:
-            offset = self._writer.add(raw, safe=True)
-        except Exception:
-            self._writer.close()
-            self._writer = None  # it may end within a line: the next one begins another file
-            raise
+            self._writer = Writer(self.folder / f"answers-{own.name}.jsonl")
+        writer = self._writer
+        reader = self._readers.setdefault(writer.path, Reader(writer.path))
+        offset = writer.add(raw)
         reader.offset, reader.lines = offset + len(raw), reader.lines + 1
-        return path, offset
+        return writer, offset
 
     def _note_loss(self, key: str, cost: float) -> None:
-        self._add(pack({"kind": "lost", "key": key, "cost": cost}, None))
+        self._add(pack({"kind": "lost", "key": key, "cost": cost}, None))[0].sync()
         self.lost += cost
 
     def _read(self, path: Path, ended: bool) -> None:

@@ -116,12 +116,9 @@ class Round:
                 continue
             self._claimed = None
             desk.limits.give(tokens, requests=1)
-            if claim is Claim.KNOWN:
-                self._settle(job, self._reuse(job))
-            elif claim is Claim.OVER:
+            if claim is Claim.OVER:
                 raise self._dear(job)
-            else:
-                self._put_off(job, _LOOK)
+            self._put_off(job, 0.0 if claim is Claim.KNOWN else _LOOK)
         if self._finished:
             return 0.0
         return max(0.0, self._later[0][0] - time.monotonic()) if self._later else _BEAT
@@ -157,13 +154,13 @@ class Round:
         most = desk.money.most(question)
         try:
             answer = desk.endpoint.ask(question)
+            desk.record.write(job.key, question.request, answer, desk.money.cost(question, answer.usage))
         except Failure as failure:
             desk.record.lose(job.key, most if failure.charged else 0.0)
             raise
         except BaseException:
             desk.record.free(job.key)
             raise
-        desk.record.write(job.key, question.request, answer, desk.money.cost(question, answer.usage))
         if answer.usage is not None:
             desk.limits.give(question.prompt_tokens + question.max_tokens - sum(answer.usage))
         with desk.counts.lock:

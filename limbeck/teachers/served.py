@@ -262,6 +262,7 @@ class ServedTeacher:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ConfigError("not a text", where=f"texts[{index}]", found=type(text).__name__, wanted="str")
+            check_prompt(text, index)
         answers: list[Answer | None] = [None] * len(texts)
         for place, (answer,) in self._run(iter([self._asking.scoring(t, top_logprobs)] for t in texts), len(texts)):
             answers[place] = answer

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-import openai  # noqa: F401 - so that clients begin at once
+import openai
 
 from limbeck.teachers.served import ServedTeacher
 
@@ -46,6 +46,11 @@ def serve() -> dict[str, Any] | None:
             return command["arguments"]
     return None
 
+
+# What a first request imports and looks up is done before clients are forked.
+first = openai.OpenAI(base_url="http://127.0.0.1:1", api_key="none")
+assert first.chat.completions.with_raw_response
+assert first.platform_headers()
 
 if __name__ == "__main__" and (arguments := serve()) is not None:
     client(**arguments)

@@ -54,7 +54,7 @@ class Loopback:
         return [line["prompt"] for line in self.events("answered")]
 
     def wait_for(self, count: int, event: str = "asked") -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while len(self.events(event)) < count:
             assert time.monotonic() < until, f"the server saw {len(self.events(event))} of {count} requests"
             time.sleep(0.01)

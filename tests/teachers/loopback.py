@@ -80,6 +80,10 @@ def reply(request: dict[str, Any], choice: dict[str, Any], prompt: str, count: i
     return {"model": f"{request['model']}-exact", "choices": [choice], "usage": usage}
 
 
+def meets_faults(prompt: str, share: float) -> bool:
+    return hashlib.sha256(prompt.encode()).digest()[1] / 256 < share
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     log: int
@@ -118,13 +122,12 @@ class Handler(BaseHTTPRequestHandler):
     def fault(self, prompt: str, request: dict[str, Any]) -> str | None:
         if prompt.startswith("refuse"):
             return "400"
-        number = hashlib.sha256(prompt.encode()).digest()
-        if not self.faults or number[1] / 256 >= self.share:
+        if not self.faults or not meets_faults(prompt, self.share):
             return None
         with self.lock:
             attempt = self.seen[prompt]
             self.seen[prompt] += 1
-        start = number[0] % len(self.faults)
+        start = hashlib.sha256(prompt.encode()).digest()[0] % len(self.faults)
         return self.faults[start] if attempt == 0 else self.faults[start - 1] if attempt == 1 else None
 
     def send(self, code: int, body: bytes, headers: dict[str, str] | None = None, keep: float = 1.0) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from limbeck.teachers.errors import CapReached, EndpointError
 from tests.teachers.conftest import Loopback
-from tests.teachers.loopback import model
+from tests.teachers.loopback import meets_faults, model
 
 FAULTS = ("429:0.1", "500", "503", "hang", "cut", "half", "truncated", "error200", "429")
 
@@ -43,13 +43,15 @@ def test_every_fault_is_outlived_and_nothing_is_answered_twice(
 def test_the_servers_wish_to_wait_is_honoured_for_every_question(
     loopback: Callable[..., Loopback], tmp_path: Path
 ) -> None:
-    server = loopback(faults=("429:0.4",))  # every prompt's first two attempts
-    server.teacher(tmp_path / "record", concurrency=2).generate(["a", "b", "c"], max_tokens=6)
-    times = sorted(e["at"] for e in server.events("asked"))
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    # Requests come in bursts of at most as many as may be under way, a wait apart.
-    assert sum(gap > 0.36 for gap in gaps) >= 2
-    assert len(times) == 9
+    server = loopback(faults=("429:0.5",), share=0.5, latency=0.05)
+    prompts = [f"question {i}" for i in range(40)]
+    refused = next(p for p in prompts if meets_faults(p, 0.5))  # on its first two attempts
+    others = [p for p in prompts if not meets_faults(p, 0.5)][:12]
+    server.teacher(tmp_path / "record", concurrency=2).generate([refused, *others], max_tokens=6)
+    times = [e["at"] for e in server.events("asked")]
+    assert len(times) == 15
+    # The others have work for 0.3 s, and would fill the first wait if they did not wait themselves.
+    assert sum(later - earlier > 0.3 for earlier, later in itertools.pairwise(times)) == 2
 
 
 def test_patience_ends(loopback: Callable[..., Loopback], tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_a_long_wait_is_not_begun(loopback: Callable[..., Loopback], tmp_path: P
 def test_a_server_that_is_down_is_not_stormed(loopback: Callable[..., Loopback], tmp_path: Path) -> None:
     server = loopback(faults=("500",))
     with pytest.raises(EndpointError):
-        server.teacher(tmp_path / "record", concurrency=3, attempts=2).generate(
+        server.teacher(tmp_path / "record", concurrency=3, attempts=2, backoff=(2.0, 2.0)).generate(
             [f"{i}" for i in range(50)], max_tokens=6
         )
     assert len(set(server.asked())) <= 6  # those that fail, and no more than as many that were begun beside them
