@@ -197,7 +197,7 @@ class _Scores:
     """One model's answers against the labels."""
 
     def __init__(self, bins: int, loader: Loader) -> None:
-        self.calibration, self.names = Calibration(bins), loader.class_names
+        self.calibration, self.names, self.task = Calibration(bins), loader.class_names, loader.task
         self.per_class: PerClass | None = None
         self.seen = False
 
@@ -216,6 +216,8 @@ class _Scores:
         if not self.seen:
             return {}
         facts = self.calibration.compute()
+        if self.task == "language":
+            facts["perplexity"] = math.exp(facts["nll"])
         if self.per_class is not None:
             facts["per_class"] = self.per_class.compute()
             if self.names is not None:

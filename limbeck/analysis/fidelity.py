@@ -122,6 +122,7 @@ _FIGURES = {
     "multilabel": {"agreement": binary_agreement, "kl": binary_kl, "js": binary_js},
     "regression": {},
 }
+_FIGURES["language"] = _FIGURES["classification"]
 
 
 class Fidelity:

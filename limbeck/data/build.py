@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.data.augment import Augment, AugmentSpec
+from limbeck.data.language.loader import LanguageLoader
+from limbeck.data.language.split import LanguageSplit
 from limbeck.data.loader import Loader
 from limbeck.data.normalise import Normalisation
 from limbeck.data.resident import ResidentLoader
@@ -103,7 +105,10 @@ def build_loader(
     else:
         known |= {"batch_size": batch_size, "shuffle": train if shuffle is None else shuffle, "drop_last": drop}
         known |= {"views": views, "per_read": per_read}
-        if _holds(split, torch.device(device), resident):
+        if isinstance(split, LanguageSplit):
+            del known["classes"], known["class_names"]
+            loader = LanguageLoader(split, **known)
+        elif _holds(split, torch.device(device), resident):
             loader = ResidentLoader(split.load(), split.labels, **known)
         else:
             collate = split.collate_fn if isinstance(split, DatasetSplit) else None

@@ -1,4 +1,4 @@
-"""What labels mean: one class a sample, any number of them, or numbers. Metrics and controls follow from it."""
+"""What labels mean: a class a sample, any number of them, numbers, or tokens. Metrics and controls follow from it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ TASKS: dict[str, Task] = {
         "[N, C] floating, 1 and 0 for yes and no, negative where unknown", "map_macro", "binary_cross_entropy", "mld"
     ),
     "regression": Task("[N, P] floating", "mse", "mse", "mse"),
+    "language": Task("[B, L] integers, the token that each position predicts", "perplexity", "cross_entropy", "kd"),
 }
 
 

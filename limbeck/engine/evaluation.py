@@ -39,6 +39,7 @@ def evaluate(
                           of all pairs of sample and class; ``f1_macro``, ``f1_micro``, and ``hamming``, the share of
                           right decisions, at one half; ``nll`` in nats and ``ece`` of a decision
     ``"regression"``      ``mse`` and ``mae``
+    ``"language"``        of a token: ``perplexity``, ``exp(nll)``; ``nll`` in nats; ``accuracy``
     ====================  ==============================================================================================
 
     Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", 2017
-LOWER_IS_BETTER = ("nll", "ece", "total", "mse", "mae")
+LOWER_IS_BETTER = ("nll", "perplexity", "ece", "total", "mse", "mae")
 
 
 def headline(task: str) -> str:
@@ -43,7 +43,12 @@ class Metrics:
 
     def __init__(self, task: str, classes: int, device: torch.device, world: int) -> None:
         self.task, self.count = task, 0
-        make = {"classification": _classification, "multilabel": _multilabel, "regression": _regression}[task]
+        make = {
+            "classification": _classification,
+            "multilabel": _multilabel,
+            "regression": _regression,
+            "language": _language,
+        }[task]
         with _quiet():
             self.metrics = {name: m.to(device) for name, m in make(classes, {"sync_on_compute": world > 1}).items()}
 
@@ -66,6 +71,8 @@ class Metrics:
                     metric.update(scores.sigmoid(), torch.where(known, (labels > 0.5).long(), -1))
             elif name == "nll":
                 metric.update(F.cross_entropy(scores, labels, reduction="none"))
+            elif self.task == "language":
+                metric.update((scores.argmax(dim=-1) == labels).float())
             else:
                 metric.update(scores.softmax(dim=-1) if name == "ece" else scores, labels)
 
@@ -75,6 +82,8 @@ class Metrics:
             found = {name: metric.compute() for name, metric in self.metrics.items()}
         if "map_macro" in found:
             found["map_macro"] = _present(found["map_macro"]).nanmean()
+        if self.task == "language":
+            found["perplexity"] = found["nll"].exp()
         return {name: float(value) for name, value in found.items()}
 
     def by_class(self) -> list[float | None]:
@@ -102,7 +111,8 @@ def judged(logits: Tensor, batch: Batch, task: str) -> tuple[Tensor, Tensor]:
         TensorError: Labels and logits do not belong together.
     """
     labels = batch.require("labels")
-    if task == "classification":
+    one = task in ("classification", "language")
+    if one:
         if labels.is_floating_point() and labels.shape == logits.shape:
             labels = labels.argmax(dim=-1)
         fits, wanted = labels.shape == logits.shape[:-1] and not labels.is_floating_point(), logits.shape[:-1]
@@ -113,9 +123,9 @@ def judged(logits: Tensor, batch: Batch, task: str) -> tuple[Tensor, Tensor]:
             "labels do not belong to these logits",
             where="labels",
             found=f"{list(labels.shape)} {labels.dtype}",
-            wanted=f"{list(wanted)} {'integers' if task == 'classification' else 'floating'}",
+            wanted=f"{list(wanted)} {'integers' if one else 'floating'}",
         )
-    if task == "classification":
+    if one:
         counts, labels = labels >= 0, labels.long()
     elif task == "multilabel":
         counts, labels = (labels >= 0).any(dim=-1), labels.float()
@@ -169,6 +179,12 @@ def _regression(classes: int, known: dict[str, Any]) -> dict[str, Metric]:
     from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
     return {"mse": MeanSquaredError(**known), "mae": MeanAbsoluteError(**known)}
+
+
+def _language(classes: int, known: dict[str, Any]) -> dict[str, Metric]:
+    from torchmetrics import MeanMetric
+
+    return {name: MeanMetric(nan_strategy="disable", **known) for name in ("nll", "accuracy")}
 
 
 @contextmanager

@@ -61,6 +61,22 @@ def hub(
         validation: Fraction of train held out where there is no validation split; 0 holds out nothing.
         seed: Of what is held out.
     """
+    parts = load_hub(name, config)
+    splits: dict[str, Split] = {}
+    for key, part in parts.items():
+        split = split_name(key)
+        if split is not None:
+            splits[split] = _split(part, f"hf:{name} {key}", image, label, mode, image_size(size))
+    return complete(name, splits, validation=validation, seed=seed)
+
+
+def load_hub(name: str, config: str | None = None) -> dict[str, Any]:
+    """The data sets of a set of the hub, or of a local folder, by the names of their splits.
+
+    Raises:
+        DataError: It cannot be loaded.
+        MissingExtra: The ``datasets`` library is not installed.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -78,13 +94,7 @@ def hub(
             found=str(error).splitlines()[0],
             remedy="check the name and the network, or give a local folder",
         ) from error
-    parts = found if isinstance(found, dict) else {"train": found}
-    splits: dict[str, Split] = {}
-    for key, part in parts.items():
-        split = split_name(key)
-        if split is not None:
-            splits[split] = _split(part, f"hf:{name} {key}", image, label, mode, image_size(size))
-    return complete(name, splits, validation=validation, seed=seed)
+    return dict(found) if isinstance(found, dict) else {"train": found}
 
 
 def _split(part: Any, name: str, image: str | None, label: str, mode: str, size: tuple[int, int] | None) -> ImageSplit:

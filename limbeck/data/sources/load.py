@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError, DataError, LimbeckError, did_you_mean
 from limbeck.core.importing import current_folder_on_path
+from limbeck.data.language.source import language_source
 from limbeck.data.sources.digits import digits
 from limbeck.data.sources.folder import image_folder
 from limbeck.data.sources.hub import hub
@@ -21,7 +22,10 @@ from limbeck.data.sources.parquet import parquet
 from limbeck.data.sources.source import SPLITS, VALIDATION, DataSource, complete, split_name
 from limbeck.data.sources.split import DatasetSplit, Split, StreamSplit, TensorSplit
 
-_KINDS = "'digits', a folder or Parquet file, 'hf:NAME', 'package.module:function', tensors, a Dataset or a DataLoader"
+_KINDS = (
+    "'digits', a folder or Parquet file, text with a tokenizer, 'hf:NAME', 'package.module:function', tensors, "
+    "a Dataset or a DataLoader"
+)
 
 
 def load_source(spec: Any, **options: Any) -> DataSource:
@@ -38,6 +42,7 @@ def load_source(spec: Any, **options: Any) -> DataSource:
     ``(inputs, labels)``           :func:`~limbeck.data.tensors`
     ``Dataset``                    map-style: its samples; iterable: as it comes
     ``DataLoader``, iterable       its batches, in its own order
+    any text, with ``tokenizer``   :func:`~limbeck.data.language.language_source`: JSON lines, Parquet, ``hf:``, lists
     ``{"train": ..., ...}``        one of the above for ``train``, ``validation`` and ``test``
     ``DataSource``                 itself
     =============================  ==================================================================================
@@ -61,6 +66,8 @@ def load_source(spec: Any, **options: Any) -> DataSource:
     """
     if isinstance(spec, DataSource):
         return _call(lambda: spec, "a DataSource", options)
+    if _is_text(spec, options):
+        return _call(lambda **o: language_source(spec, **o), "text", options, like=language_source)
     if isinstance(spec, (str, Path)):
         return _named(str(spec), options)
     if isinstance(spec, Mapping) and spec and all(isinstance(k, str) and split_name(k) for k in spec):
@@ -129,6 +136,19 @@ def as_split(data: Any) -> Split:
         wanted=_KINDS,
         remedy="a generator can be walked through only once: wrap it in a torch IterableDataset",
     )
+
+
+def _is_text(spec: Any, options: Mapping[str, Any]) -> bool:
+    """Whether data are text to be learned by a causal language model: options name a tokenizer, or the file is text."""
+    if not isinstance(spec, (str, Path)):
+        return "tokenizer" in options
+    path = Path(spec).expanduser()
+    if path.suffix in (".jsonl", ".txt") and path.is_file():
+        if "tokenizer" not in options:
+            remedy = "give the option tokenizer: a folder, bytes, or {bpe: SIZE}"
+            raise ConfigError("text needs a tokenizer", where=str(spec), remedy=remedy)
+        return True
+    return "tokenizer" in options and (str(spec).startswith("hf:") or path.exists())
 
 
 def _named(spec: str, options: dict[str, Any]) -> DataSource:

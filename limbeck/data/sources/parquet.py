@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from limbeck.core.errors import ConfigError, DataError, did_you_mean
 from limbeck.data.sources.features import Columns, feature_source, numbers
+from limbeck.data.sources.files import files_by_split
 from limbeck.data.sources.images import image_size
-from limbeck.data.sources.source import VALIDATION, DataSource, complete, split_name
+from limbeck.data.sources.source import VALIDATION, DataSource, complete
 from limbeck.data.sources.split import ImageSplit, Split, check_labels
 from limbeck.data.sources.texts import strings, text_source
 from limbeck.data.tokenizer import Tokens
-
-_FILE = re.compile(r"([a-z]+)(-\d+-of-\d+.*)?", re.IGNORECASE)
 
 
 class ParquetImages:
@@ -209,14 +207,9 @@ def _names(columns: Columns) -> list[str]:
 def _files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
-    found: dict[str, list[Path]] = {}
-    kind = "parquet" if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")) else "csv"
-    for file in sorted([*path.glob(f"*.{kind}"), *path.glob(f"data/*.{kind}")]):
-        match = _FILE.fullmatch(file.stem)
-        name = split_name(match[1]) if match else None
-        if name:
-            found.setdefault(name, []).append(file)
+    found = files_by_split(path, ("parquet", "csv"))
     if "train" not in found:
+        kind = "parquet" if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")) else "csv"
         files = ", ".join(f.name for f in sorted(path.glob(f"*.{kind}"))) or "no Parquet file"
         raise DataError(f"there is no train.{kind}", where=str(path), found=files, remedy="rename the training file")
     return found

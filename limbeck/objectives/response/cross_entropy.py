@@ -66,6 +66,7 @@ def cross_entropy_loss(
         title="Rational Decisions",
         year=1952,
         knowledge="control",
+        tasks=("classification", "language"),
         equation=r"-\sum_c q_c \log p_c",
         use="The task itself: alone it is the control without a teacher; beside a method it keeps the student on the "
         "labels.",

@@ -57,6 +57,7 @@ def label_smoothing_loss(
         year=2016,
         arxiv="1512.00567",
         knowledge="control",
+        tasks=("classification", "language"),
         equation=r"-\sum_c \left( (1 - \epsilon) q_c + \epsilon / C \right) \log p_c",
         use="The control that tells a teacher's knowledge from mere softening: a method should beat it.",
         defaults={"smoothing": "0.1, the paper's value"},
