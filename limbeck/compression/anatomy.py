@@ -8,39 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from limbeck.compression.families import FIELDS, LAYERS, family_of
-from limbeck.compression.layouts import Layout, Layouts, Segment
+from limbeck.compression.layouts import Group, Layout, Layouts, Segment, Stack
 from limbeck.compression.skeletons import check_teacher, configure, skeleton
 from limbeck.core.errors import LimbeckError, ModelError
 
 AXES = ("heads", "kv_heads", "hidden", "ffn", "vocabulary")
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Layers one after the other: what the configuration calls their number, where they stand, how many they are."""
-
-    field: str
-    prefixes: tuple[str, ...]
-    depth: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """The heads of one attention, or the units of one feed-forward network: what is chosen together.
-
-    ``reader`` is the module that takes them in: what it is given tells how active they are. Groups of one ``family``
-    keep the same units where something that only one layer holds serves them all (relative positions of T5).
-    """
-
-    axis: str
-    reader: str
-    tensors: tuple[str, ...]
-    family: str | None = None
 
 
 class Anatomy:

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from limbeck.compression.anatomy import Anatomy, Stack
+from limbeck.compression.anatomy import Anatomy
 from limbeck.compression.calibration import Inputs, Listener, inputs_of, pass_through
+from limbeck.compression.layouts import Stack
 from limbeck.core.errors import ConfigError
 from limbeck.core.reduction import widen
 from limbeck.core.relations import unit

@@ -1,4 +1,4 @@
-"""Where units lie along the dimensions of tensors."""
+"""Where units lie along the dimensions of tensors, where layers stand, and what is chosen together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,29 @@ class Segment:
 
 Layout = tuple[Segment, ...]
 Layouts = dict[str, dict[int, Layout]]  # of tensors, by name and dimension
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers one after the other: what the configuration calls their number, where they stand, how many they are."""
+
+    field: str
+    prefixes: tuple[str, ...]
+    depth: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The heads of one attention, or the units of one feed-forward network: what is chosen together.
+
+    ``reader`` is the module that takes them in: what it is given tells how active they are. Groups of one ``family``
+    keep the same units where something that only one layer holds serves them all (relative positions of T5).
+    """
+
+    axis: str
+    reader: str
+    tensors: tuple[str, ...]
+    family: str | None = None
 
 
 def index_of(layout: Layout, kept: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -48,10 +50,8 @@ def bare(teacher: Any, config: Any) -> nn.Module:
     Raises:
         ModelError: The class cannot be built from this configuration.
     """
-    from transformers.initialization import no_init_weights
-
     try:
-        with quiet(), no_init_weights(), torch.device("meta"):
+        with quiet(), undrawn(), torch.device("meta"):
             model = type(teacher)(config)
             model.tie_weights()  # which goes with the drawing of weights otherwise
             return model
@@ -71,12 +71,10 @@ def fresh(teacher: Any, config: Any) -> Any:
     Raises:
         ModelError: The class cannot be built from this configuration.
     """
-    from transformers.initialization import no_init_weights
-
     attention = getattr(teacher.config, "_attn_implementation", None)
     options = {} if attention is None else {"attn_implementation": attention}
     try:
-        with quiet(), no_init_weights():
+        with quiet(), undrawn():
             model = type(teacher)._from_config(config, dtype=teacher.dtype, **options)
             model.tie_weights()
     except Exception as error:  # each family has its own
@@ -92,6 +90,14 @@ def library() -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtra("transformers", extra="language") from error
     return transformers
+
+
+def undrawn() -> Any:
+    """A context in which models are built without drawing weights."""
+    library()
+    five = find_spec("transformers.initialization") is not None  # from transformers 5 on
+    home = "initialization" if five else "modeling_utils"
+    return import_module(f"transformers.{home}").no_init_weights()
 
 
 @contextmanager

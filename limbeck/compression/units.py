@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.compression.anatomy import Anatomy, Group
+from limbeck.compression.anatomy import Anatomy
 from limbeck.compression.calibration import Inputs, Listener, inputs_of, pass_through
-from limbeck.compression.layouts import Layouts, owner_of
+from limbeck.compression.layouts import Group, Layouts, owner_of
 from limbeck.core.reduction import widen
 
 #: Scores ``[units]``: of heads and feed-forward units by the module that reads them, of hidden units by ``"hidden"``.

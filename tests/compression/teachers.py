@@ -112,6 +112,5 @@ def silence(model: Any, reader: str, units: Tensor, count: int) -> None:
     """Zero what a module makes of the units that are not listed."""
     module = model.get_submodule(reader)
     weight = module.weight.data if type(module).__name__ == "Conv1D" else module.weight.data.T  # [inputs, outputs]
-    dropped = torch.ones(count, dtype=torch.bool)
-    dropped[units] = False
-    weight.view(count, -1, weight.shape[1])[dropped] = 0 if weight.is_contiguous() else 0
+    stays = torch.zeros(count, dtype=weight.dtype).index_fill_(0, units, 1).repeat_interleave(len(weight) // count)
+    weight.mul_(stays.unsqueeze(1))
