@@ -11,8 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from limbeck import data, functional, models, objectives, recipes, schemes, testing
+    from limbeck import (
+        cache,
+        compression,
+        data,
+        functional,
+        kernels,
+        models,
+        objectives,
+        recipes,
+        schemes,
+        teachers,
+        testing,
+    )
     from limbeck.analysis.assess import assess
+    from limbeck.compression.surgery import student_from
     from limbeck.core.batch import Batch
     from limbeck.core.catalogue import Card, register
     from limbeck.core.distiller import Distiller, Losses
@@ -31,9 +44,13 @@ if TYPE_CHECKING:
     from limbeck.models.student import load_student
     from limbeck.models.weights import load_weights, save_weights
     from limbeck.recipes.distill import Distilled, distill
+    from limbeck.teachers.cached import CachedTeacher
+    from limbeck.teachers.routed import RoutedTeacher
+    from limbeck.teachers.served import ServedTeacher
 
 _HOMES = {
     "analysis.assess": ("assess",),
+    "compression.surgery": ("student_from",),
     "core.batch": ("Batch",),
     "core.catalogue": ("Card", "register"),
     "core.distiller": ("Distiller", "Losses"),
@@ -52,12 +69,28 @@ _HOMES = {
     "models.student": ("load_student",),
     "models.weights": ("load_weights", "save_weights"),
     "recipes.distill": ("Distilled", "distill"),
+    "teachers.cached": ("CachedTeacher",),
+    "teachers.routed": ("RoutedTeacher",),
+    "teachers.served": ("ServedTeacher",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_ROOMS = ("data", "functional", "models", "objectives", "recipes", "schemes", "testing")
+_ROOMS = (
+    "cache",
+    "compression",
+    "data",
+    "functional",
+    "kernels",
+    "models",
+    "objectives",
+    "recipes",
+    "schemes",
+    "teachers",
+    "testing",
+)
 
 __all__ = [
     "Batch",
+    "CachedTeacher",
     "Card",
     "Constant",
     "Contract",
@@ -72,7 +105,9 @@ __all__ = [
     "Linear",
     "Losses",
     "Objective",
+    "RoutedTeacher",
     "Schedule",
+    "ServedTeacher",
     "Stage",
     "Step",
     "Teacher",
@@ -82,11 +117,14 @@ __all__ = [
     "WarmUp",
     "as_loader",
     "assess",
+    "cache",
+    "compression",
     "data",
     "distill",
     "evaluate",
     "fit",
     "functional",
+    "kernels",
     "listen",
     "load_model",
     "load_student",
@@ -98,6 +136,8 @@ __all__ = [
     "register",
     "save_weights",
     "schemes",
+    "student_from",
+    "teachers",
     "testing",
 ]
 
