@@ -45,6 +45,7 @@ class Head:
         """Hidden states of some places."""
         return self.hidden[index].to(self.weight.dtype)
 
+    @without_autocast
     def logits(self, states: Tensor) -> Tensor:
         """Logits ``[c, classes]``; the next call writes over them."""
         if self._memory is None:  # the first chunk is the largest
@@ -66,6 +67,7 @@ class Gradients:
         self.bias = weight.new_zeros(weight.shape[0], dtype=wide) if bias else None
         self.wanted = hidden or heads or bias
 
+    @without_autocast
     def add(self, by_logits: Tensor, states: Tensor, index: Index) -> None:
         """Count a chunk in."""
         classes = by_logits.shape[1]
@@ -96,8 +98,7 @@ class Gradients:
 
 
 def kept_dtype(dtype: torch.dtype) -> torch.dtype:
-    """How a head's gradient waits for backward. Sums over many places may be too large for float16 before they are
-    divided by the number of places."""
+    """How a head's gradient waits for backward: sums that are still to be divided may be too large for float16."""
     return torch.float32 if dtype == torch.float16 else dtype
 
 
@@ -113,7 +114,6 @@ def chunk_size(places: int, width: int, classes: int, dtype: torch.dtype, device
     return max(max(places * width * dtype.itemsize, least) // max(classes * dtype.itemsize, 1), 1)
 
 
-@without_autocast
 def add_up(gradients: Gradients, places: Tensor | int, chunk: int, step: RowStep) -> tuple[Tensor, Tensor]:
     """Sums of the divergence and of the cross-entropy over places, chunk by chunk.
 

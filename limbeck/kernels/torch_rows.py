@@ -15,7 +15,10 @@ from limbeck.kernels.loop import blocks
 def dense_rows(
     student: Tensor, teacher: Tensor, labels: Labels | None, settings: Settings
 ) -> tuple[Tensor, Tensor | None]:
-    """Divergence and cross-entropy of each row of logits ``[c, V]``; the gradient goes where the student's were."""
+    """Divergence and cross-entropy of each row of logits ``[c, V]``; the gradient goes where the student's were.
+
+    The teacher's are written over as well.
+    """
     divergence, cross_entropy = _values(student, labels)
     for rows in blocks(student.shape[0], student.shape[1], divergence.dtype, student.device):
         z = student[rows].to(divergence.dtype)
@@ -26,13 +29,14 @@ def dense_rows(
             cross_entropy[rows] = part.cross_entropy(log_sum, _at(z, part.target))
             if settings.gradient:
                 by_labels = (z - log_sum.unsqueeze(-1)).exp_().mul_(part.factor.unsqueeze(-1))
-        log_p = (teacher[rows].to(divergence.dtype) / settings.temperature).log_softmax(dim=-1)
-        log_q = (z / settings.temperature).log_softmax(dim=-1)
+        log_p = _softened(teacher[rows].to(divergence.dtype), settings.temperature)
+        log_q = _softened(z, settings.temperature)
         value, gradient = DIVERGENCES[settings.divergence](log_p, log_q, settings.share, settings.gradient)
         divergence[rows] = value.mul_(settings.temperature**2)
         if gradient is None:
             continue
-        gradient.mul_(settings.weight * settings.temperature)
+        if settings.weight * settings.temperature != 1:
+            gradient.mul_(settings.weight * settings.temperature)
         if part is not None and by_labels is not None:
             gradient.add_(by_labels)
             _take_labels_off(gradient, part)
@@ -75,6 +79,13 @@ def _values(student: Tensor, labels: Labels | None) -> tuple[Tensor, Tensor | No
     """Room for the values of both."""
     divergence = widen(student.new_empty(0)).new_empty(student.shape[0])
     return divergence, None if labels is None else torch.empty_like(divergence)
+
+
+def _softened(z: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities; the logits' memory is theirs to use, which on the CPU spares most of the time."""
+    if temperature != 1:
+        z.div_(temperature)
+    return torch.log_softmax(z, dim=-1, out=z) if z.device.type == "cpu" else z.log_softmax(dim=-1)
 
 
 def _powers(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -186,3 +186,16 @@ def test_compiled_it_is_one_node(kind: str, backend: str) -> None:
     total = torch.compile(step, fullgraph=True, backend=count)(inputs)
     torch.testing.assert_close(torch.autograd.grad(total, list(student.parameters())), wanted)
     assert [len(nodes) for nodes in graphs] == [1]
+
+
+def test_compiled_it_takes_any_number_of_places() -> None:
+    teacher, weight = torch.randn(30, 5), torch.randn(30, 4, requires_grad=True)
+
+    def step(hidden: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+        return linear_divergence(hidden, weight, other, teacher, mask=mask, divergence="reverse_kl").total
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for places in (7, 12, 19):
+        given = torch.randn(places, 4, requires_grad=True), torch.randn(places, 5), torch.rand(places) < 0.7
+        wanted = torch.autograd.grad(step(*given), (given[0], weight))
+        torch.testing.assert_close(torch.autograd.grad(compiled(*given), (given[0], weight)), wanted)
