@@ -90,7 +90,8 @@ def matching(pieces: Pieces, student: Corpus, teacher: Corpus) -> Pieces:
     read = student.ends.long()
     begin = torch.where(opens, starts[document], after(read[(pieces.start - 1).clamp(min=0)], document))
     begin = torch.minimum(begin, starts[document + 1])
-    close = torch.searchsorted(through, base[document] + read[(pieces.stop - 1).clamp(min=0)], right=True)
+    last = read[(pieces.stop - 1).clamp(min=0)]
+    close = torch.minimum(after(last, document), torch.searchsorted(through, base[document] + last, right=True))
     stop = torch.where(closes, starts[document + 1], close)
     stop = torch.maximum(stop, begin)
     fresh = after(read[(pieces.start + pieces.fresh - 1).clamp(min=0)], document) - begin
