@@ -29,7 +29,11 @@ TRANSFORMS: dict[str, type[Transform]] = {t.name: t for t in (PadCrop, Flip, Cut
 
 AugmentSpec = Sequence[str | Mapping[str, Mapping[str, Any] | None] | Transform]
 
+#: The view of all samples of a batch, or several views, each with the number of samples that follow each other in it.
+Shown = int | Sequence[tuple[int, int]]
+
 _VIEWS = 1  # keeps the draws of views apart from those of the data order
+_KEYS = 64  # views whose keys are kept
 
 
 def parse_augment(spec: AugmentSpec | None) -> tuple[Transform, ...]:
@@ -125,7 +129,7 @@ class Augment:
         self.mixes = [slot for slot, t in enumerate(self.transforms) if isinstance(t, Mixing)]
         ends = list(accumulate((t.draws for t in self.transforms), initial=0))
         self._draws = [slice(a, b) for a, b in pairwise(ends)]
-        self._kept: tuple[int, torch.device, Tensor] | None = None
+        self._kept: dict[tuple[int, torch.device], Tensor] = {}
         if self.mixes and not samples:
             raise DataError(
                 "mixing needs a set of known size",
@@ -163,7 +167,7 @@ class Augment:
                 remedy="leave out mixup and cutmix, or name the classes",
             )
 
-    def reads(self, index: Tensor, epoch: int) -> Tensor:
+    def reads(self, index: Tensor, epoch: Shown) -> Tensor:
         """Samples whose pixels enter the views of ``index [B]``: ``[2**mixes, B]``, the first row ``index`` itself."""
         rows = index.view(1, -1)
         if self.mixes:
@@ -171,19 +175,19 @@ class Augment:
         for slot in reversed(self.mixes):
             assert self.samples is not None
             first = self._draws[slot].start
-            partners = below(draw_bits(keys[first : first + 1], rows)[..., 0], self.samples)
+            partners = below(draw_bits(keys[..., first : first + 1], rows)[..., 0], self.samples)
             rows = torch.cat([rows, partners])
         return rows
 
     def __call__(
-        self, images: Tensor, rows: Tensor, epoch: int, labels: Tensor | None = None
+        self, images: Tensor, rows: Tensor, epoch: Shown, labels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Make the views of a batch.
 
         Args:
             images: ``[R * B, C, H, W]`` bytes or floats: the samples ``rows.flatten()``.
             rows: ``[R, B]`` from :meth:`reads`.
-            epoch: Of the run.
+            epoch: Of the run; or several, each with how many of the batch's samples it is of.
             labels: ``[R * B]`` classes or ``[R * B, K]`` soft labels, in the same order.
 
         Returns:
@@ -193,7 +197,7 @@ class Augment:
         if self.mixes and labels is not None and not labels.is_floating_point():
             assert self.classes is not None
             labels = (labels.unsqueeze(1) == torch.arange(self.classes, device=labels.device)).float()
-        bits = draw_bits(self._keys(epoch, rows.device), rows.flatten())
+        bits = draw_bits(self._keys(epoch, rows.device), rows).flatten(0, 1)
         normalised = False
         for moves, slots in groupby(range(len(self.transforms)), lambda s: isinstance(self.transforms[s], Geometric)):
             if moves:
@@ -220,13 +224,17 @@ class Augment:
             return self.normalise(images)
         return Normalisation()(images) if images.dtype == torch.uint8 else images
 
-    def _keys(self, epoch: int, device: torch.device) -> Tensor:
-        """A key for each random word of the chain; those of the last epoch are kept."""
-        if self._kept is None or self._kept[:2] != (epoch, device):
-            places = [(slot, draw) for slot, t in enumerate(self.transforms) for draw in range(t.draws)]
-            keys = key_tensor([key(_VIEWS, self.seed, epoch, *place) for place in places], device)
-            self._kept = (epoch, device, keys)
-        return self._kept[2]
+    def _keys(self, epoch: Shown, device: torch.device) -> Tensor:
+        """A key for each random word of the chain ``[D]``, or where there are several views for each sample's too."""
+        if not isinstance(epoch, int):
+            return torch.cat([self._keys(view, device).expand(count, -1) for view, count in epoch])
+        place = (epoch, device)
+        if place not in self._kept:
+            if len(self._kept) >= _KEYS:
+                del self._kept[next(iter(self._kept))]
+            slots = [(slot, draw) for slot, t in enumerate(self.transforms) for draw in range(t.draws)]
+            self._kept[place] = key_tensor([key(_VIEWS, self.seed, epoch, *each) for each in slots], device)
+        return self._kept[place]
 
     def _move(self, images: Tensor, bits: Tensor, slots: list[int]) -> Tensor:
         """Apply neighbouring geometric transforms by one gather.

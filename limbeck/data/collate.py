@@ -95,32 +95,6 @@ def part_of(batch: Batch, part: slice | Tensor) -> Batch:
     )
 
 
-def join_pieces(pieces: list[Batch]) -> Batch:
-    """Batches of the same kind as one, each sample with its view; a single one as it is.
-
-    >>> both = join_pieces([Batch(torch.zeros(2, 3), view=0), Batch(torch.ones(1, 3), view=4)])
-    >>> both.inputs.shape, both.view
-    (torch.Size([3, 3]), tensor([0, 0, 4]))
-    """
-    if len(pieces) == 1:
-        return pieces[0]
-    view = torch.cat([torch.as_tensor(p.view).expand(p.size) for p in pieces])
-    held = [(p.inputs, p.labels, p.index, p.mask, p.teacher_inputs, p.extras) for p in pieces]
-    inputs, labels, index, mask, teacher, extras = _joined(held)
-    return Batch(inputs, labels, index, mask, teacher_inputs=teacher, extras=extras, view=view)
-
-
-def _joined(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, Tensor):
-        return torch.cat(values) if first.ndim else first
-    if isinstance(first, Mapping):
-        return {key: _joined([v[key] for v in values]) for key in first}
-    if isinstance(first, (list, tuple)):
-        return type(first)(_joined(list(column)) for column in zip(*values, strict=True))
-    return first
-
-
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError, DataError
-from limbeck.data.augment import Augment, describe_augment
+from limbeck.data.augment import Augment, Shown, describe_augment
 from limbeck.data.order import check_place, epoch_order, step_slices, steps_in
 
 
@@ -96,6 +96,19 @@ class Loader(ABC):
 
 
 Piece = tuple[Tensor, int]  # samples, and the view of them that is wanted
+
+
+def join_pieces(pieces: Sequence[Piece]) -> tuple[Tensor, Shown, int | Tensor]:
+    """A batch's samples ``[B]``, their views as an augmentation takes them, and as a batch tells them.
+
+    >>> join_pieces([(torch.tensor([5, 2]), 0), (torch.tensor([5]), 3)])
+    (tensor([5, 2, 5]), [(0, 2), (3, 1)], tensor([0, 0, 3]))
+    """
+    if len(pieces) == 1:
+        return pieces[0][0], pieces[0][1], pieces[0][1]
+    index = torch.cat([index for index, _ in pieces])
+    shown = [(view, len(own)) for own, view in pieces]
+    return index, shown, torch.tensor([view for view, count in shown for _ in range(count)], device=index.device)
 
 
 class IndexedLoader(Loader):

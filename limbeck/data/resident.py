@@ -10,8 +10,7 @@ from torch import Tensor
 
 from limbeck.core.batch import Batch, batch_size_of, map_tensors
 from limbeck.data.augment import Augment
-from limbeck.data.collate import join_pieces
-from limbeck.data.loader import IndexedLoader, Piece
+from limbeck.data.loader import IndexedLoader, Piece, join_pieces
 
 
 class ResidentLoader(IndexedLoader):
@@ -73,18 +72,19 @@ class ResidentLoader(IndexedLoader):
         self.augment.check(inputs if isinstance(inputs, Tensor) else torch.empty(0), labels)
 
     def read(self, wanted: Sequence[Sequence[Piece]]) -> Iterator[Batch]:
-        return (join_pieces([self._view(index, view) for index, view in pieces]) for pieces in wanted)
+        return (self._batch(pieces) for pieces in wanted)
 
     def example(self, size: int = 2) -> Batch:
-        return self._view(torch.arange(min(size, self.samples), device=self.device), 0)
+        return self._batch([(torch.arange(min(size, self.samples), device=self.device), 0)])
 
-    def _view(self, index: Tensor, view: int) -> Batch:
+    def _batch(self, pieces: Sequence[Piece]) -> Batch:
+        index, shown, view = join_pieces(pieces)
         if not self.images:
             labels = None if self._labels is None else self._labels[index]
             inputs = self._plain(map_tensors(self.inputs, lambda t: t.index_select(0, index)))
             return Batch(inputs, labels, index, view=view)
-        rows = self.augment.reads(index, view)
+        rows = self.augment.reads(index, shown)
         read = rows.flatten()
         labels = None if self._labels is None else self._labels[read]
-        inputs, labels = self.augment(self.inputs.index_select(0, read), rows, view, labels)
+        inputs, labels = self.augment(self.inputs.index_select(0, read), rows, shown, labels)
         return Batch(inputs, labels, index, view=view)

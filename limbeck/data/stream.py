@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError, LimbeckError
 from limbeck.core.hashing import key
-from limbeck.data.augment import Augment
-from limbeck.data.collate import join_pieces, part_of, to_batch
-from limbeck.data.loader import IndexedLoader, Piece
+from limbeck.data.augment import Augment, Shown
+from limbeck.data.collate import part_of, to_batch
+from limbeck.data.loader import IndexedLoader, Piece, join_pieces
 from limbeck.data.randomness import OwnRandomness
 
 _ITEMS = 4  # keeps what a data set draws apart from orders and views
@@ -112,14 +112,12 @@ class StreamLoader(IndexedLoader):
 
     def _asked(self, pieces: Sequence[Piece]) -> _Asked:
         """What is read for a batch; with several views of a sample in it each image is read once."""
-        views = [view for _, view in pieces]
-        rows = [self.augment.reads(i.cpu(), v) if self.images else i.cpu().view(1, -1) for i, v in pieces]
-        flat = torch.cat([r.flatten() for r in rows])
-        places: list[Tensor | None] = [None]
+        index, shown, view = join_pieces([(own.cpu(), view) for own, view in pieces])
+        rows = self.augment.reads(index, shown) if self.images else index.view(1, -1)
+        flat, places = rows.flatten(), None
         if len(pieces) > 1:
-            flat, inverse = flat.unique(return_inverse=True)
-            places = list(inverse.split([r.numel() for r in rows]))
-        return _Asked([(views[0], row) for row in flat.tolist()], views, rows, places)
+            flat, places = flat.unique(return_inverse=True)
+        return _Asked([(pieces[0][1], row) for row in flat.tolist()], rows, shown, view, places)
 
     def _items(self, items: list[tuple[int, int]]) -> Any:
         return _Collate(self.collate_fn)(_Seeded(self.dataset, self.augment.seed).__getitems__(items))
@@ -131,17 +129,14 @@ class StreamLoader(IndexedLoader):
 
     def _finish(self, collated: Any, asked: _Asked) -> Batch:
         batch = self._read(collated).to(self.device)
-        pieces = []
-        for view, rows, places in zip(asked.views, asked.rows, asked.places, strict=True):
-            rows = rows.to(self.device, non_blocking=True)
-            own = batch if places is None else part_of(batch, places.to(self.device))
-            own = own.replace(index=rows[0], view=view)
-            if self.images:
-                inputs, labels = self.augment(own.inputs, rows, view, own.labels)
-                pieces.append(own.replace(inputs=inputs, labels=labels))
-            else:
-                pieces.append(own.replace(inputs=self._plain(own.inputs)))
-        return join_pieces(pieces)
+        if asked.places is not None:
+            batch = part_of(batch, asked.places.to(self.device))
+        rows = asked.rows.to(self.device, non_blocking=True)
+        view = asked.view if isinstance(asked.view, int) else asked.view.to(self.device, non_blocking=True)
+        if not self.images:
+            return batch.replace(inputs=self._plain(batch.inputs), index=rows[0], view=view)
+        inputs, labels = self.augment(batch.inputs, rows, asked.shown, batch.labels)
+        return batch.replace(inputs=inputs, labels=labels, index=rows[0], view=view)
 
 
 @dataclass
@@ -150,15 +145,17 @@ class _Asked:
 
     Args:
         items: For each sample that is read the view whose randomness it is read with, and its row.
-        views: Of each piece.
-        rows: Of each piece what enters it, ``[2**mixes, B]``.
-        places: Of each piece where its rows stand among the items; ``None``: they are the items.
+        rows: What enters the batch's views, ``[2**mixes, B]``.
+        shown: The views, as the augmentation takes them.
+        view: The same, as a batch tells them.
+        places: Where the rows stand among the items; ``None``: they are the items.
     """
 
     items: list[tuple[int, int]]
-    views: list[int]
-    rows: list[Tensor]
-    places: list[Tensor | None]
+    rows: Tensor
+    shown: Shown
+    view: int | Tensor
+    places: Tensor | None
 
 
 class _Seeded(Dataset[Any]):

@@ -172,8 +172,8 @@ class Reader(nn.Module):
 class Texts(ResidentLoader):
     """Padded texts with a mask of what counts."""
 
-    def _view(self, index, view):
-        batch = super()._view(index, view)
+    def _batch(self, pieces):
+        batch = super()._batch(pieces)
         longest = int((batch.inputs >= 0).sum(1).max())
         mask = (batch.inputs >= 0)[:, :longest]
         return batch.replace(inputs=batch.inputs[:, :longest].clamp(min=0), mask=mask)
