@@ -94,13 +94,18 @@ def _near(wanted: Outcome, found: Outcome, dtype: torch.dtype, where: str) -> No
 
 
 def _scaled(scene: Scene, factor: float, to_largest: bool = False) -> Scene:
-    """Every tensor scaled by a factor, or so that its largest value is the factor."""
+    """Every tensor scaled by a factor, or so that its largest value is the factor.
+
+    Parameters of a model stay as they are: what goes through a layer may be large or small, its weights are not.
+    """
+    taps = [*scene.student.taps.items(), *scene.teacher.taps.items()]
+    held = {id(value) for name, value in taps if name.partition("@")[2] in ("weight", "bias")}
 
     def scale(tensor: Tensor) -> Tensor:
         largest = tensor.abs().max()
-        return (
-            tensor if _shares(tensor) else tensor * (factor / largest if to_largest else factor / largest.clamp(min=1))
-        )
+        if id(tensor) in held or _shares(tensor):
+            return tensor
+        return tensor * (factor / largest if to_largest else factor / largest.clamp(min=1))
 
     return scene.change(scale, scale)
 

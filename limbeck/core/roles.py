@@ -17,7 +17,8 @@ tap                     means
                         all three: it gives them side by side, three times as wide
 ``blocks:-1@in``        what enters the place a role means, or ``@module``, ``@weight``: as with names
 ``logits@weight``       the weight ``[C, D]`` of the linear layer that makes the logits (the last that runs);
-                        ``logits@bias`` its bias ``[C]``, zeros where it has none
+                        ``logits@bias`` its bias ``[C]``, zeros where it has none; ``logits@in`` what enters it, refused
+                        where the model changes what comes out of it (scales it, caps it) before that is its logits
 ``layer4@module``       the module itself, ``fc@weight`` a parameter of it
 ``head.ce``             a part of the head that was put on the model, wherever it stands (``limbeck.models.put_head``)
 ======================  ==============================================================================
@@ -64,7 +65,15 @@ def resolve(tap: str, places: dict[str, Place]) -> Spot | list[Spot]:
         TapError: No such place or role; the message names near misses.
     """
     if tap.startswith("logits@") and "logits" not in places:
-        tap = f"{_penultimate(places)[0].module}@{tap.partition('@')[2]}"
+        last = places[_penultimate(places)[0].module]
+        if tap == "logits@in" and not last.logits:
+            raise TapError(
+                "this model's logits are not what its last linear layer gives",
+                where=tap,
+                found=f"{last.name!r}, whose outputs are changed or chosen from (scaled, capped, pooled, adapted)",
+                remedy="use an objective that takes the logits themselves",
+            )
+        tap = f"{last.name}@{tap.partition('@')[2]}" + (f"#{last.calls - 1}" if last.calls > 1 else "")
     if tap.startswith("head."):
         tap = _of_head(tap, places)
     place, _, side = tap.partition("@")

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.errors import ModelError
+from limbeck.core.trace import logits_of
+
 
 @dataclass
 class Place:
@@ -26,6 +29,7 @@ class Place:
         plain: It returned a tensor, not a structure that holds one.
         leaf: It has no children.
         linear: It is a linear layer.
+        logits: What it returns is what the model gives for its logits, unchanged. Told of the last linear layer.
         head: It is a head that was put on the model, whose parts go by ``head.NAME`` (see ``limbeck.models.put_head``).
         probabilities: Which of its outputs are attention maps: ``[B, heads, T, T']``, rows summing to one.
     """
@@ -40,6 +44,7 @@ class Place:
     plain: bool = True
     leaf: bool = True
     linear: bool = False
+    logits: bool = False
     head: bool = False
     probabilities: list[int] = field(default_factory=list)
 
@@ -72,10 +77,17 @@ def dry(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def survey(model: nn.Module, inputs: Any) -> dict[str, Place]:
-    """Run a model once, changing nothing in it, and list every place that ran, in the order in which they finished."""
+def survey(model: nn.Module, inputs: Any, logits: str | None = None) -> dict[str, Place]:
+    """Run a model once, changing nothing in it, and list every place that ran, in the order in which they finished.
+
+    Args:
+        model: Any module.
+        inputs: An example of its inputs.
+        logits: Where logits stand in its output (see ``logits_of``).
+    """
     places: dict[str, Place] = {}
     finished = 0
+    last: tuple[Place, Any, int] | None = None  # the last linear layer, what it gave, and in which version
 
     def note(name: str, module: nn.Module) -> Any:
         place = Place(
@@ -88,7 +100,7 @@ def survey(model: nn.Module, inputs: Any) -> dict[str, Place]:
         )
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            nonlocal finished
+            nonlocal finished, last
             values = elements(output)
             place.order, place.calls = finished, place.calls + 1
             given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
@@ -96,6 +108,7 @@ def survey(model: nn.Module, inputs: Any) -> dict[str, Place]:
             place.outputs = [tuple(v.shape) if isinstance(v, Tensor) else None for v in values]
             place.plain = isinstance(output, Tensor)
             place.probabilities = [i for i, v in enumerate(values) if _is_attention(v)]
+            last = (place, output, _version(output)) if place.linear else last
             finished += 1
             places.pop(name, None)
             places[name] = place
@@ -105,11 +118,28 @@ def survey(model: nn.Module, inputs: Any) -> dict[str, Place]:
     handles = [note(name or ".", module) for name, module in model.named_modules()]
     try:
         with dry(model):
-            call_model(model, inputs)
+            output = call_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
+    if last is not None:
+        place, value, version = last
+        place.logits = version == _version(value) and _is_logits(value, output, logits)
     return places
+
+
+def _is_logits(value: Any, output: Any, where: str | None) -> bool:
+    try:
+        found = logits_of(output, where)
+    except ModelError:
+        return False
+    same = isinstance(value, Tensor) and value.shape == found.shape
+    return found is value or (same and torch.equal(found, value.to(found.dtype)))
+
+
+def _version(value: Any) -> int:
+    """How often a tensor was written over."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def elements(output: Any) -> list[Any]:

@@ -53,7 +53,7 @@ class Listener:
         self.wants_logits = "logits" in wanted
         named = [t for t in wanted if t != "logits"]
         if named and places is None:
-            places = survey(model, inputs)
+            places = survey(model, inputs, logits)
         self.spots: dict[str, Spot | list[Spot]] = {tap: resolve(tap, places or {}) for tap in named}
         flat = {
             s for spots in self.spots.values() for s in (spots if isinstance(spots, list) else [spots]) if not s.held

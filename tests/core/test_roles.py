@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,3 +210,27 @@ def test_what_makes_queries_keys_and_values() -> None:
         assert names(Apart(), tokens, role) == [name]
     with pytest.raises(TapError, match="make queries"):
         resolve("queries", survey(create("resnet20", num_classes=10), IMAGES))
+
+
+class Ended(nn.Module):
+    """Two linear layers, and what comes after them."""
+
+    def __init__(self, end: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.first, self.last, self.end = nn.Linear(4, 5), nn.Linear(5, 3), end
+
+    def forward(self, x: Tensor) -> object:
+        return self.end(self.last(torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize("end", [lambda z: z, lambda z: {"logits": z.double()}, lambda z: (z * 1.0,)])
+def test_what_enters_the_logits(end: Callable[[Tensor], object]) -> None:
+    assert resolve("logits@in", survey(Ended(end), torch.randn(2, 4))) == Spot("last", "in")
+
+
+@pytest.mark.parametrize("end", [lambda z: 2 * z, lambda z: z.mul_(2), lambda z: z[:, :2], lambda z: {"loss": z.sum()}])
+def test_a_layer_whose_outputs_are_not_yet_the_logits(end: Callable[[Tensor], object]) -> None:
+    places = survey(Ended(end), torch.randn(2, 4))
+    with pytest.raises(TapError, match=r"logits@in: this model's logits are not.*'last'"):
+        resolve("logits@in", places)
+    assert resolve("logits@weight", places) == Spot("last", "weight")
