@@ -18,6 +18,8 @@ from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.core.objective import DataInfo
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.build import as_loader
+from limbeck.data.language.apart import check_packs
+from limbeck.data.language.loader import LanguageLoader
 from limbeck.engine.compiling import cannot_compile, compile_step, forget_compiled, should_compile, work
 from limbeck.engine.config import SHARED
 from limbeck.engine.device import deterministic, is_distributed, make_accelerator
@@ -181,8 +183,13 @@ def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
     seed_everything(run.seed, run.number)
     train = run.train
     data = DataInfo(train.samples, train.labels, train.classes, batches=train.plain, task=train.task)
+    example = run.train.example(EXAMPLE).to(device)
+    if isinstance(train, LanguageLoader) and train.rows.layout.pack:
+        check_packs(distiller.student, example, logits=distiller._logits)
+        if isinstance(distiller.teacher, FrozenTeacher):
+            check_packs(distiller.teacher.model, example, logits=distiller.teacher.where, teacher=True)
     try:
-        yield distiller.setup(run.train.example(EXAMPLE).to(device), data).to(device)
+        yield distiller.setup(example, data).to(device)
     finally:
         forget_compiled(distiller)
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):  # accelerate's autocast around it

@@ -17,6 +17,7 @@ from limbeck.core import catalogue
 from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher
 from limbeck.data.build import as_loader
+from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.sources.load import load_source
 from limbeck.data.sources.source import DataSource
 from limbeck.engine.config import TrainConfig
@@ -140,6 +141,8 @@ def distill(
     if out is not None:
         inputs = describe_inputs(loader.example(2).inputs)
         save_student(student, Path(out) / "student", logits=logits, inputs=inputs)
+        if isinstance(loader, LanguageLoader):
+            loader.split.tokens.save(Path(out) / "student")
     return Distilled(fitted.student, result, fitted.history, fitted.steps, fitted.seconds)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from limbeck.core.errors import ConfigError, LimbeckError
 from limbeck.core.files import write_json, write_text
 from limbeck.core.teacher import Teacher
+from limbeck.data.language.split import LanguageSplit
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
 from limbeck.data.sources.texts import TextSplit
@@ -97,6 +98,8 @@ def run(
         normalize=loader.describe().get("normalise"),
         **text_of(source),
     )
+    if isinstance(source.train, LanguageSplit):
+        source.train.tokens.save(out / "student")
     name, split = held_out(source)
     place = next((p.device for p in fitted.student.parameters()), torch.device("cpu"))
     measured = check_loader(recipe.data, split, place)

@@ -121,6 +121,26 @@ def test_families_that_read_on_are_refused(family: str) -> None:
         check_packs(model, loader().example(2))
 
 
+class Places(nn.Module):
+    """Looks at no other token, and counts positions through the row."""
+
+    def __init__(self, resets: bool) -> None:
+        super().__init__()
+        self.tokens, self.places, self.resets = nn.Embedding(258, 258), nn.Embedding(64, 258), resets
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
+        through = torch.arange(input_ids.shape[1]).unsqueeze(0)
+        return self.tokens(input_ids) + self.places(position_ids if self.resets else through)
+
+
+def test_positions_must_begin_anew() -> None:
+    check_packs(Places(resets=True), loader(pack=True).example(2))
+    with pytest.raises(ModelError, match="teacher: .*Places: logits are .* from those of a document alone"):
+        check_packs(Places(resets=False), loader(pack=True).example(2), teacher=True)
+    with pytest.raises(ModelError, match="position_ids and use_cache, which this model does not take; found Embedding"):
+        check_packs(nn.Embedding(258, 4), loader(pack=True).example(2))
+
+
 def test_half_precision_does_not_alarm() -> None:
     check_packs(model_of("Llama").bfloat16(), loader(pack=True).example(2))
     with pytest.raises(ModelError):
