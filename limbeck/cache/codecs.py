@@ -15,6 +15,7 @@ from limbeck.cache.top_k import TopKCodec
 from limbeck.core.catalogue import check_options, options_of
 from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.errors import ConfigError, TensorError, did_you_mean
+from limbeck.core.named import read_named
 
 __all__ = ["CODECS", "Codec", "Layout", "Raw", "TopKCodec", "parse_codec"]
 
@@ -115,12 +116,7 @@ def parse_codec(spec: Codec | str | Mapping[str, Any], where: str = "codec") -> 
     """
     if isinstance(spec, Codec):
         return spec
-    name, options = spec, dict[str, Any]()
-    if isinstance(spec, Mapping) and len(spec) == 1:
-        name, options = next(iter(spec.items()))
-        options = {} if options is None else options
-    if not isinstance(name, str) or not isinstance(options, Mapping):
-        raise ConfigError("cannot be read", where=where, found=repr(spec), wanted="a name, or {name: {option: value}}")
+    name, options = read_named(spec, where)
     if name not in CODECS:
         raise ConfigError(
             "no such codec",
@@ -130,4 +126,4 @@ def parse_codec(spec: Codec | str | Mapping[str, Any], where: str = "codec") -> 
             remedy=did_you_mean(name, CODECS),
         )
     cls = CODECS[name]
-    return cls(**check_options(options_of(cls, name), dict(options), f"{where}.{name}"))
+    return cls(**check_options(options_of(cls, name), options, f"{where}.{name}"))

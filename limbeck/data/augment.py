@@ -20,6 +20,7 @@ from torch import Tensor
 
 from limbeck.core.errors import ConfigError, DataError, did_you_mean
 from limbeck.core.hashing import below, draw_bits, key, key_tensor
+from limbeck.core.named import read_named
 from limbeck.data.mixing import Cutmix, Mixing, Mixup
 from limbeck.data.normalise import Normalisation, normalisation
 from limbeck.data.transforms import Cutout, Flip, Geometric, Masking, PadCrop, Transform
@@ -64,12 +65,7 @@ def describe_augment(transforms: Sequence[Transform]) -> list[dict[str, dict[str
 def _parse(item: object, where: str) -> Transform:
     if isinstance(item, Transform):
         return item
-    name, options = item, dict[str, Any]()
-    if isinstance(item, Mapping) and len(item) == 1:
-        name, options = next(iter(item.items()))
-        options = {} if options is None else options
-    if not isinstance(name, str) or not isinstance(options, Mapping):
-        raise ConfigError("cannot be read", where=where, found=repr(item), wanted="a name, or {name: {option: value}}")
+    name, options = read_named(item, where)
     if name not in TRANSFORMS:
         raise ConfigError(
             "no augmentation of this name",

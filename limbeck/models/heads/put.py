@@ -11,6 +11,7 @@ from torch import nn
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import check_options, options_of
 from limbeck.core.errors import ConfigError, ModelError, did_you_mean
+from limbeck.core.named import read_named
 from limbeck.core.roles import Spot, resolve
 from limbeck.core.survey import Place, survey
 from limbeck.core.teacher import FrozenTeacher, teacher_inputs
@@ -61,7 +62,7 @@ def put_head(model: nn.Module, head: HeadSpec, *, example: Any = None, teacher: 
     >>> model(torch.zeros(5, 4)).shape
     torch.Size([5, 3])
     """
-    name, options = _read(head)
+    name, options = read_named(head, "head")
     present = head_of(model)
     if name == PLAIN and not options and present is None:
         return {}
@@ -105,19 +106,9 @@ def check_head(head: HeadSpec) -> None:
     Traceback (most recent call last):
     limbeck.core.errors.ConfigError: head.subclass.sub: no such option; ...
     """
-    name, options = _read(head)
+    name, options = read_named(head, "head")
     if name != PLAIN or options:
         _plan(name, options)
-
-
-def _read(head: HeadSpec) -> tuple[str, dict[str, Any]]:
-    if isinstance(head, str):
-        return head, {}
-    if isinstance(head, Mapping) and len(head) == 1:
-        ((name, options),) = head.items()
-        if isinstance(name, str) and (options is None or isinstance(options, Mapping)):
-            return name, dict(options or {})
-    raise ConfigError("cannot be read", where="head", found=repr(head), wanted="a name, or {name: {option: value}}")
 
 
 def kind_of(name: str) -> type[Plan]:
