@@ -62,6 +62,8 @@ def _not_on_logits(case: Case) -> str | None:
     function = case.subject.function
     if function is None:
         return "it has no pure function"
+    if case.batch().teacher_inputs is not None:
+        return "the teacher reads other inputs, whose places the objective pairs first"
     names = list(inspect.signature(function).parameters)
     return None if names[0] == "student_logits" else "its function does not start from logits"
 

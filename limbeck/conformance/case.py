@@ -61,7 +61,10 @@ class Case:
             objective = self.subject.make()
             student, teacher = self.models()
             teacher = copy.deepcopy(student) if twins else teacher
-            batch = objective.prepare(self.batch())
+            batch = self.batch()
+            if twins and batch.teacher_inputs is not None:  # who agrees has seen the same
+                batch = batch.replace(teacher_inputs=None, extras={})
+            batch = objective.prepare(batch)
             said = Trace(None)
             if objective.teacher_taps:
                 frozen = FrozenTeacher(teacher)

@@ -10,6 +10,7 @@ from torch import Tensor
 from limbeck.conformance.case import Case
 from limbeck.conformance.check import check, require
 from limbeck.conformance.scene import Change, Outcome, Scene, evaluate, tensors_of
+from limbeck.core.batch import map_tensors
 
 
 def _maskless(case: Case) -> str | None:
@@ -127,7 +128,8 @@ def _padded_positions(case: Case, scene: Scene, counts: Tensor) -> Outcome:
     if labels is not None and labels.shape[:2] == counts.shape:
         labels = torch.cat([labels, torch.zeros_like(labels[:, :2])], dim=1)
     mask = torch.cat([counts, torch.zeros_like(counts[:, :2])], dim=1)
-    return evaluate(case.objective(scene), scene.change(longer, longer, labels=labels, mask=mask))
+    extras = map_tensors(scene.batch.extras, longer)
+    return evaluate(case.objective(scene), scene.change(longer, longer, labels=labels, mask=mask, extras=extras))
 
 
 def _padded_samples(case: Case, scene: Scene, counts: Tensor) -> Outcome:

@@ -52,7 +52,13 @@ def all_settings(classes: int = 5) -> list[Setting]:
 
 def special_settings() -> dict[str, Setting]:
     """Situations by the task a card has to name for them."""
-    return {"multilabel": multilabel(), "regression": regression(), "retrieval": retrieval(), "aspects": aspects()}
+    return {
+        "multilabel": multilabel(),
+        "regression": regression(),
+        "retrieval": retrieval(),
+        "aspects": aspects(),
+        "cross-tokenizer": tokenizers(),
+    }
 
 
 def images(classes: int = 5) -> Setting:
@@ -158,6 +164,31 @@ def retrieval() -> Setting:
     return Setting("retrieval", lambda: DualEncoder(4), lambda: DualEncoder(6), batch, DataInfo(SAMPLES))
 
 
+def tokenizers(classes: int = 5) -> Setting:
+    """A language model whose teacher cuts the same texts into other, and more, tokens of a larger vocabulary."""
+    plain, longer = tokens(classes), LENGTH + 3
+
+    def batch(seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        drawn = torch.randint(0, VOCABULARY, (SIZE, longer), generator=generator)
+        counts = torch.rand(SIZE, longer, generator=generator) < 0.8
+        counts[0], counts[-1] = True, False
+        labels = torch.randint(0, classes + 2, (SIZE, longer), generator=generator)
+        offsets, teacher_offsets = (_spans(n, generator) for n in (LENGTH, longer))
+        extras = {"teacher_mask": counts, "teacher_labels": labels.masked_fill(~counts, -1)}
+        extras |= {"offsets": offsets, "teacher_offsets": teacher_offsets}
+        return plain.batch(seed).replace(teacher_inputs=drawn, extras=extras)
+
+    return replace(
+        plain,
+        name="tokenizers",
+        teacher=lambda: TextModel(12, 3, classes + 2, pool=False),
+        batch=batch,
+        data=replace(plain.data, batches=lambda: (batch(seed) for seed in range(3))),
+        with_two_classes=None,
+    )
+
+
 def given(
     student: nn.Module | Maker, teacher: nn.Module | Maker | None, batch: Batch, data: DataInfo | None = None
 ) -> Setting:
@@ -186,6 +217,13 @@ def _maker(model: nn.Module | Maker) -> Maker:
 
 def _ids(generator: torch.Generator) -> Tensor:
     return torch.randint(0, VOCABULARY, (SIZE, LENGTH), generator=generator)
+
+
+def _spans(number: int, generator: torch.Generator) -> Tensor:
+    """Which characters ``[B, T, 2]`` of texts of 14 characters so many tokens cover."""
+    inner = torch.stack([1 + torch.randperm(13, generator=generator)[: number - 1] for _ in range(SIZE)])
+    ends = torch.nn.functional.pad(inner.sort(dim=1).values, (0, 1), value=14)
+    return torch.stack([torch.nn.functional.pad(ends[:, :-1], (1, 0)), ends], dim=2)
 
 
 def _batch(
