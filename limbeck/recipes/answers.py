@@ -17,6 +17,8 @@ from limbeck.core.taps import Listener
 from limbeck.core.teacher import teacher_inputs
 from limbeck.data.loader import Loader
 
+LIMIT = 1 << 30  # bytes of answers
+
 
 def answers(
     teacher: nn.Module, loader: Loader, folder: Path, *, data: dict[str, Any], where: str | None = None
@@ -24,7 +26,7 @@ def answers(
     """The teacher's logits by sample id, ``[N, ...]``; read from ``folder`` where an earlier run left them there.
 
     The file's name follows from the teacher's weights and from what the loader gives, so it is never another's.
-    ``None`` where samples have no ids, or logits differ in shape.
+    ``None`` where samples have no ids, logits differ in shape, or all of them are more than 1 GiB.
 
     Args:
         teacher: Any module.
@@ -43,9 +45,11 @@ def answers(
                 return None
             parts.append(listener(teacher_inputs(batch)).logits.cpu())
             ids.append(batch.index.cpu())
+            share = sum(len(own) for own in ids) / (loader.samples or 1)
+            if sum(part.nbytes for part in parts) > LIMIT * share or parts[-1].shape[1:] != parts[0].shape[1:]:
+                return None
     index = torch.cat(ids)
-    alike = len({part.shape[1:] for part in parts}) == 1
-    if not alike or not torch.equal(index.sort().values, torch.arange(len(index))):
+    if not torch.equal(index.sort().values, torch.arange(len(index))):
         return None
     logits = torch.empty(len(index), *parts[0].shape[1:], dtype=parts[0].dtype)
     logits[index] = torch.cat(parts)

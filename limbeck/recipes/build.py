@@ -82,10 +82,9 @@ def train_loader(
 
 def check_loader(data: Data, split: Split, device: torch.device | str = "cpu") -> Loader:
     """Plain batches of a split, in order, for measuring."""
-    return build_loader(split, batch_size=_MEASURED, train=False, normalise=data.normalize, device=device)
+    return build_loader(split, batch_size=split.measured, train=False, normalise=data.normalize, device=device)
 
 
-_MEASURED = 512
 _PLAYERS = 10  # keeps the seeds of further models apart from other draws
 _BESIDE = {"spec", "weights", "auto", "pretrained", "head"}
 

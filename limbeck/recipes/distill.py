@@ -20,6 +20,7 @@ from limbeck.data.build import as_loader
 from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.sources.load import load_source
 from limbeck.data.sources.source import DataSource
+from limbeck.data.sources.split import MEASURED, Split
 from limbeck.engine.config import TrainConfig
 from limbeck.models.heads import fit_head
 from limbeck.models.student import describe_inputs, save_student
@@ -125,7 +126,8 @@ def distill(
         views |= judge.views
     loader = as_loader(data, batch_size=batch_size, train=True, **views)
     same = {"normalise": normalize, "device": device, "task": task}
-    held = None if validation is None else as_loader(validation, batch_size=512, **same)
+    size = validation.measured if isinstance(validation, Split) else MEASURED
+    held = None if validation is None else as_loader(validation, batch_size=size, **same)
     loss, scheme = method_loss(method, loader.task), scheme or usual_scheme(method).name
     from limbeck.analysis.assess import assess
     from limbeck.schemes import Cast, build, perform

@@ -13,7 +13,7 @@ from limbeck.core.batch import Batch, map_tensors
 from limbeck.core.hashing import key
 from limbeck.data.augment import Augment
 from limbeck.data.language.split import LanguageSplit
-from limbeck.data.loader import IndexedLoader, Piece
+from limbeck.data.loader import IndexedLoader, Piece, join_pieces
 from limbeck.data.order import epoch_order
 
 _BATCHES = 5  # keeps the order of batches apart from that of samples
@@ -106,10 +106,9 @@ class LanguageLoader(IndexedLoader):
         return {**super().describe(), "language": {**self.split.settings, "layout": asdict(self.rows.layout)}}
 
     def _read(self, pieces: Sequence[Piece]) -> Batch:
-        index = torch.cat([rows.cpu() for rows, _ in pieces])
+        index, _, view = join_pieces([(rows.cpu(), view) for rows, view in pieces])
         batch = self.rows.batch(index)
-        views = [torch.full((len(rows),), view) for rows, view in pieces]
-        batch.view = pieces[0][1] if len(pieces) == 1 else torch.cat(views)
+        batch.view = view
         if self.device.type == "cuda":  # so that the copy does not wait
             batch = _pinned(batch)
         return batch.to(self.device)

@@ -10,7 +10,9 @@ from torch import Tensor
 from limbeck.core.errors import DataError
 from limbeck.data.language.rows import Rows
 from limbeck.data.language.tokens import Tokens
-from limbeck.data.sources.split import Split
+from limbeck.data.sources.split import MEASURED, Split
+
+LOGITS = 1 << 26  # of a batch where models are only looked at
 
 
 @dataclass(eq=False)
@@ -48,6 +50,10 @@ class LanguageSplit(Split):
     @property
     def nbytes(self) -> int:
         return self.rows.nbytes
+
+    @property
+    def measured(self) -> int:
+        return max(1, min(MEASURED, LOGITS // (int(self.rows.lengths.max()) * self.vocabulary)))
 
     def subset(self, rows: Tensor) -> LanguageSplit:
         return replace(self, rows=self.rows.of(rows))

@@ -18,6 +18,8 @@ from limbeck.data.normalise import Normalisation
 from limbeck.data.sources.images import EncodedImages, check_size, decode, decode_all
 from limbeck.data.tasks import task_of
 
+MEASURED = 512  # samples of a batch where nothing is learned, at most
+
 
 @dataclass(eq=False)
 class Split(ABC):
@@ -70,6 +72,11 @@ class Split(ABC):
     def nbytes(self) -> int | None:
         """Size of all inputs as they would lie on a device; ``None`` where they cannot be loaded whole."""
         return None
+
+    @property
+    def measured(self) -> int:
+        """Samples of a batch where models are only looked at."""
+        return MEASURED
 
     def load(self) -> Any:
         """All inputs at once: a tensor, or a dict or tuple of tensors, with one row a sample."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -61,6 +62,22 @@ def test_perplexity_is_that_of_every_token() -> None:
     config = TrainConfig(epochs=1)
     assert config.monitored("language") == "perplexity"
     assert config.lower_is_better("language")
+
+
+def test_batches_that_are_looked_at_hold_their_logits_in_bounds() -> None:
+    split = source().train
+    assert split.measured == 512
+    wide = source(tokenizer={"bpe": 300}, length=64).train
+    wide.tokens = replace_size(wide.tokens, 1 << 20)
+    assert wide.measured == 1
+    wide.tokens = replace_size(wide.tokens, 1 << 15)
+    assert wide.measured * 64 * (1 << 15) <= 1 << 26 < (wide.measured + 1) * 64 * (1 << 15)
+
+
+def replace_size(tokens: Any, size: int) -> Any:
+    made = copy.copy(tokens)
+    made.size = size
+    return made
 
 
 def train(distiller: Distiller, data: Any, accumulate: int = 1, **options: Any) -> Tensor:
