@@ -112,6 +112,23 @@ class Cache:
         """The stored arrays of some rows, one below the other."""
         return self._gather(index, view, self._stored)
 
+    def rows(self, index: Tensor, view: int | Tensor = 0) -> Tensor:
+        """Where samples in a view, or in one each, stand in the cache: view after view; on the CPU.
+
+        Raises:
+            CacheError: No such sample or view.
+        """
+        index, views = index.long().cpu(), torch.as_tensor(view).cpu().long()
+        for name, value, limit in (("index", index, self.header.samples), ("view", views, self.header.views)):
+            if value.numel() and not 0 <= int(value.min()) <= int(value.max()) < limit:
+                raise CacheError(
+                    "the cache holds no such row",
+                    where=f"batch.{name}",
+                    found=f"{int(value.min())} to {int(value.max())}",
+                    wanted=f"0 to {limit - 1}",
+                )
+        return views * self.header.samples + index
+
     def _stored(self, shard: Shard, rows: Tensor) -> dict[str, Tensor]:
         found = {}
         for signal in self.header.signals:
@@ -129,7 +146,7 @@ class Cache:
         self, index: Tensor, view: int | Tensor, take: Callable[[Shard, Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Rows from all shards they lie in, in the order asked for."""
-        rows = self._rows(index, view)
+        rows = self.rows(index, view)
         number = rows // self.header.shard_rows
         if len(rows) == 0 or int(number.max()) == int(number.min()):
             first = int(number[0]) if len(rows) else 0
@@ -142,18 +159,6 @@ class Cache:
         back, joined = torch.cat(places).argsort(), {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
         counts = {s.name: joined[s.counts].long() if s.counts in joined else s.values for s in self.header.signals}
         return {name: _reorder(array, back, counts.get(owner(name), 1)) for name, array in joined.items()}
-
-    def _rows(self, index: Tensor, view: int | Tensor) -> Tensor:
-        index, views = index.long().cpu(), torch.as_tensor(view).cpu().long()
-        for name, value, limit in (("index", index, self.header.samples), ("view", views, self.header.views)):
-            if value.numel() and not 0 <= int(value.min()) <= int(value.max()) < limit:
-                raise CacheError(
-                    "the cache holds no such row",
-                    where=f"batch.{name}",
-                    found=f"{int(value.min())} to {int(value.max())}",
-                    wanted=f"0 to {limit - 1}",
-                )
-        return views * self.header.samples + index
 
     def _open(self, number: int) -> Shard:
         held = getattr(self, "_shards", {})

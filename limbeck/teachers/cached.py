@@ -27,8 +27,8 @@ class CachedTeacher:
     data set, other augmentation, normalisation or tokens are refused. (On an accelerator that is done for the first
     16 batches and for one in 64 from then on.)
 
-    A view's answers are decoded once and kept on the device where they fit; else each batch is read from the mapped
-    files.
+    A view's answers, or those of all views where a batch shows several, are decoded once and kept on the device where
+    they fit; else each batch is read from the mapped files.
 
     Args:
         cache: Its folder, or a cache in hand.
@@ -43,7 +43,7 @@ class CachedTeacher:
         self.cache = cache if isinstance(cache, Cache) else Cache(cache)
         self.device = torch.device("cpu")
         self.taps: tuple[str, ...] = ()
-        self._kept: dict[int, tuple[Tensor, dict[str, Any]]] = {}
+        self._kept: dict[int | None, tuple[Tensor, dict[str, Any]]] = {}
         self._calls = 0
 
     @property
@@ -117,37 +117,46 @@ class CachedTeacher:
         return batch.view
 
     def _values(self, batch: Batch) -> dict[str, Any]:
-        index, view = batch.require("index"), self._view(batch)
-        constants = {k: v.to(self.device) for k, v in self.cache.constants.items()}
-        if not self.fits:
-            read = self.cache.read(index, view, None if batch.mask is None else batch.mask.cpu())
-            return {**map_tensors(read, lambda t: t.to(self.device, non_blocking=True)), **constants}
-        index = index.to(self.device)
-        if isinstance(view, int):
-            return {**_rows_of(self._whole(view)[1], index), **constants}
-        view, order, parts = view.to(self.device), [], []
-        for own in view.unique().tolist():
-            rows = (view == own).nonzero()[:, 0]
-            order.append(rows)
-            parts.append(_rows_of(self._whole(own)[1], index[rows]))
-        back = torch.cat(order).argsort()
-        return {**_together(parts, back), **constants}
-
-    def _whole(self, view: int) -> tuple[Tensor, dict[str, Any]]:
-        """All answers of a view, and the fingerprints of what was seen."""
-        if view not in self._kept:
-            if len(self._kept) >= self.fits:
-                del self._kept[next(iter(self._kept))]
-            everything = torch.arange(self.cache.header.samples)
-            read = map_tensors(self.cache.read(everything, view), lambda t: t.to(self.device))
-            self._kept[view] = self.cache.prints(everything, view).to(self.device), read
-        return self._kept[view]
+        held = self._held(batch)
+        if held is None:
+            index, view, mask = batch.require("index"), self._view(batch), batch.mask
+            read = self.cache.read(index, view, None if mask is None else mask.cpu())
+            found = map_tensors(read, lambda t: t.to(self.device, non_blocking=True))
+        else:
+            (_, values), rows = held
+            found = map_tensors(values, lambda t: t.index_select(0, rows))
+        return {**found, **{k: v.to(self.device) for k, v in self.cache.constants.items()}}
 
     def _printed(self, batch: Batch) -> Tensor:
-        index, view = batch.require("index"), self._view(batch)
-        if self.fits and isinstance(view, int) and view < self.cache.header.views:
-            return self._whole(view)[0][index.to(self.device)]
-        return self.cache.prints(index.cpu(), view)
+        held = self._held(batch)
+        if held is None:
+            return self.cache.prints(batch.require("index").cpu(), self._view(batch))
+        (prints, _), rows = held
+        return prints[rows]
+
+    def _held(self, batch: Batch) -> tuple[tuple[Tensor, dict[str, Any]], Tensor] | None:
+        """What is kept that answers a batch, and the rows of it; ``None``: it is read from the mapped files."""
+        index, view, header = batch.require("index"), self._view(batch), self.cache.header
+        if isinstance(view, int) and None not in self._kept:
+            known = self.fits and view < header.views
+            return (self._whole(view), index.to(self.device)) if known else None
+        if self.fits < header.views:
+            return None
+        return self._whole(None), self.cache.rows(index, view).to(self.device)
+
+    def _whole(self, view: int | None) -> tuple[Tensor, dict[str, Any]]:
+        """All answers of a view, or of all views one after the other, and the fingerprints of what was seen."""
+        if view not in self._kept:
+            samples, views = torch.arange(self.cache.header.samples), range(self.cache.header.views)
+            if view is None:
+                self._kept.clear()
+            elif len(self._kept) >= self.fits:
+                del self._kept[next(iter(self._kept))]
+            of = torch.tensor([view] if view is not None else list(views)).repeat_interleave(len(samples))
+            index = samples.repeat(len(of) // len(samples))
+            read = map_tensors(self.cache.read(index, of), lambda t: t.to(self.device))
+            self._kept[view] = self.cache.prints(index, of).to(self.device), read
+        return self._kept[view]
 
     def _refuse_other(self, batch: Batch, wanted: Tensor) -> None:
         found = row_prints(batch)
@@ -163,22 +172,3 @@ class CachedTeacher:
                 remedy="use the data, order, augmentation, seed of views and tokens that the cache was built with; "
                 "a loss that changes its teacher's inputs needs the teacher itself",
             )
-
-
-def _rows_of(held: dict[str, Any], index: Tensor) -> dict[str, Any]:
-    return dict(map_tensors(held, lambda t: t.index_select(0, index)))
-
-
-def _together(parts: list[dict[str, Any]], back: Tensor) -> dict[str, Any]:
-    """Answers of several views in the batch's order."""
-
-    def joined(values: list[Any]) -> Any:
-        first = values[0]
-        if isinstance(first, Tensor):
-            return torch.cat(values)[back]
-        if isinstance(first, TopK):
-            ids, log_probs, tail = (joined([v[i] for v in values]) for i in range(3))
-            return TopK(ids, log_probs, tail, first.classes)
-        return [joined(list(column)) for column in zip(*values, strict=True)]
-
-    return {tap: joined([part[tap] for part in parts]) for tap in parts[0]}
