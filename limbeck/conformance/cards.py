@@ -64,6 +64,8 @@ def _not_on_logits(case: Case) -> str | None:
         return "it has no pure function"
     if case.batch().teacher_inputs is not None:
         return "the teacher reads other inputs, whose places the objective pairs first"
+    if case.scene().teacher.members:
+        return "it has several teachers"
     names = list(inspect.signature(function).parameters)
     return None if names[0] == "student_logits" else "its function does not start from logits"
 

@@ -20,9 +20,10 @@ from limbeck.core.errors import LimbeckError
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.survey import dry
 from limbeck.core.taps import Listener
-from limbeck.core.teacher import FrozenTeacher
+from limbeck.core.teacher import FrozenTeacher, Teacher
 from limbeck.core.trace import Trace
 from limbeck.models.heads import fit_head
+from limbeck.teachers.several import SeveralTeachers
 
 
 class Case:
@@ -60,14 +61,14 @@ class Case:
         if twins not in self._scenes:
             objective = self.subject.make()
             student, teacher = self.models()
-            teacher = copy.deepcopy(student) if twins else teacher
+            teacher = _twin(student, teacher) if twins else teacher
             batch = self.batch()
             if twins and batch.teacher_inputs is not None:  # who agrees has seen the same
                 batch = batch.replace(teacher_inputs=None, extras={})
             batch = objective.prepare(batch)
             said = Trace(None)
             if objective.teacher_taps:
-                frozen = FrozenTeacher(teacher)
+                frozen = _frozen(teacher)
                 frozen.attach(objective.teacher_taps, batch)
                 said = frozen(batch).detach()
             self._scenes[twins] = Scene(_listen(student, objective.student_taps, batch), said, batch)
@@ -95,7 +96,7 @@ class Case:
         student, teacher = self.models(seed)
         reseed(seed)
         objective = self.subject.make()
-        distiller = Distiller(student, objective, teacher if objective.teacher_taps else None)
+        distiller = Distiller(student, objective, _frozen(teacher) if objective.teacher_taps else None)
         return distiller.setup(self.batch(seed), self.setting.data)
 
     @cached_property
@@ -106,7 +107,7 @@ class Case:
             return self.setting.data
 
         def answers() -> Iterator[tuple[Trace, Batch]]:
-            teacher = FrozenTeacher(self.models()[1])
+            teacher = _frozen(self.models()[1])
             teacher.attach(taps, self.batch())
             return ((teacher(batch), batch) for batch in batches())
 
@@ -139,6 +140,17 @@ class Case:
         with drawing():
             prepared = self.subject.make().prepare(self.batch().replace(mask=mask)).mask
         return mask if prepared is None else prepared
+
+
+def _frozen(teacher: nn.Module) -> Teacher:
+    return SeveralTeachers(teacher) if isinstance(teacher, nn.ModuleList) else FrozenTeacher(teacher)
+
+
+def _twin(student: nn.Module, teacher: nn.Module) -> nn.Module:
+    """The student's double in the teacher's place, or in that of each teacher."""
+    if not isinstance(teacher, nn.ModuleList):
+        return copy.deepcopy(student)
+    return nn.ModuleList(copy.deepcopy(student) for _ in teacher)
 
 
 def _listen(model: nn.Module, taps: tuple[str, ...], batch: Batch) -> Trace:

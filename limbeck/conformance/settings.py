@@ -27,7 +27,8 @@ class Setting:
 
     Args:
         name: What it is called in reports.
-        student, teacher: Make a fresh model; weights come from the random state.
+        student, teacher: Make a fresh model; weights come from the random state. A list of models are teachers that
+            answer together.
         batch: Makes a batch from a seed.
         data: What objectives are told of the training set.
         classes: Of the logits; ``None`` where that is not known.
@@ -58,6 +59,7 @@ def special_settings() -> dict[str, Setting]:
         "retrieval": retrieval(),
         "aspects": aspects(),
         "cross-tokenizer": tokenizers(),
+        "several teachers": several(),
     }
 
 
@@ -187,6 +189,16 @@ def tokenizers(classes: int = 5) -> Setting:
         data=replace(plain.data, batches=lambda: (batch(seed) for seed in range(3))),
         with_two_classes=None,
     )
+
+
+def several(classes: int = 5) -> Setting:
+    """A language model with three teachers, which answer together."""
+    plain = tokens(classes)
+
+    def teacher() -> nn.Module:
+        return nn.ModuleList(TextModel(width, 2, classes, pool=False) for width in (12, 10, 8))
+
+    return replace(plain, name="several", teacher=teacher, with_two_classes=lambda: several(2))
 
 
 def given(

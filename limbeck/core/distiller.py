@@ -15,7 +15,7 @@ from limbeck.core.errors import ConfigError, ModelError
 from limbeck.core.objective import DataInfo, Objective, Terms
 from limbeck.core.survey import dry
 from limbeck.core.taps import Listener
-from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher
+from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.core.trace import Trace
 
 
@@ -95,7 +95,8 @@ class Distiller(nn.Module):
         if self.loss.teacher_taps and teacher is None:
             needy = [name for name, o, _ in self.loss.items() if o.teacher_taps]
             raise ConfigError(f"{', '.join(needy)} cannot work without a teacher", where="teacher", found="none")
-        if isinstance(self.teacher, FrozenTeacher) and self.teacher.shares_with(student.modules()):
+        shares_with = getattr(self.teacher, "shares_with", None)
+        if shares_with is not None and shares_with(student.modules()):
             raise ModelError(
                 "teacher and student share modules, so freezing the one would freeze the other",
                 where="teacher",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import CheckpointError
 from limbeck.core.plain import differences
-from limbeck.core.teacher import FrozenTeacher
+from limbeck.core.teacher import FrozenTeacher, Teacher
 
 _SAMPLE = 256  # values of each of a teacher's tensors that are looked at
 
@@ -26,11 +26,7 @@ def describe_distiller(distiller: Distiller) -> dict[str, Any]:
     student = {
         n: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for n, t in distiller.student.state_dict().items()
     }
-    teacher: Any = None
-    if isinstance(distiller.teacher, FrozenTeacher):
-        teacher = digest(distiller.teacher.model)
-    elif distiller.teacher is not None:
-        teacher = getattr(distiller.teacher, "identity", None) or _path(type(distiller.teacher))
+    teacher = None if distiller.teacher is None else _teacher(distiller.teacher)
     plain = {"distiller": _path(type(distiller)), "loss": terms, "student": student, "teacher": teacher}
     own = {turn: found for turn in distiller.turns if (found := distiller.settings_of(turn))}
     if own:
@@ -38,6 +34,16 @@ def describe_distiller(distiller: Distiller) -> dict[str, Any]:
     if settled := distiller.settled():
         plain["settled"] = settled
     return json.loads(json.dumps(plain))
+
+
+def _teacher(teacher: Teacher) -> Any:
+    """What tells a teacher from others; of several together, of each."""
+    if isinstance(teacher, FrozenTeacher):
+        return digest(teacher.model)
+    members = getattr(teacher, "members", ())
+    if members:
+        return [_teacher(member) for member in members]
+    return getattr(teacher, "identity", None) or _path(type(teacher))
 
 
 def digest(model: nn.Module) -> str:
