@@ -142,8 +142,9 @@ def squared_distances(vectors: Tensor) -> Tensor:
             [25.,  0.]])
     """
     products = gram(vectors - vectors.mean(dim=0).detach())
-    squares = products.diagonal()
-    return (squares + squares.unsqueeze(1) - 2 * products).clamp(min=0)
+    # Not `diagonal`, of which a step compiled by torch 2.13 has another gradient (pytorch issue 182012).
+    squares = products.gather(1, torch.arange(len(products), device=products.device).unsqueeze(1))
+    return (squares + squares.mT - 2 * products).clamp(min=0)
 
 
 def gram_distances(vectors: Tensor, weight: Tensor) -> Tensor:
