@@ -18,12 +18,12 @@ from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.core.objective import DataInfo
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.build import as_loader
-from limbeck.data.language.apart import check_packs
 from limbeck.data.language.loader import LanguageLoader
 from limbeck.engine.compiling import cannot_compile, compile_step, forget_compiled, should_compile, work
 from limbeck.engine.config import SHARED
 from limbeck.engine.device import deterministic, is_distributed, make_accelerator
 from limbeck.engine.freezing import learning, leaves_some_out, reaches, train_mode
+from limbeck.engine.language import check_language
 from limbeck.engine.run import Run
 from limbeck.engine.snapshot import load_into
 from limbeck.engine.stage import Stage
@@ -184,10 +184,8 @@ def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
     train = run.train
     data = DataInfo(train.samples, train.labels, train.classes, batches=train.plain, task=train.task)
     example = run.train.example(EXAMPLE).to(device)
-    if isinstance(train, LanguageLoader) and train.rows.layout.pack:
-        check_packs(distiller.student, example, logits=distiller._logits)
-        if isinstance(distiller.teacher, FrozenTeacher):
-            check_packs(distiller.teacher.model, example, logits=distiller.teacher.where, teacher=True)
+    if isinstance(train, LanguageLoader):
+        check_language(distiller, train, example)
     try:
         yield distiller.setup(example, data).to(device)
     finally:

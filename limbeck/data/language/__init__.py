@@ -1,5 +1,6 @@
 """Texts for causal language models: sources, tokenizers, chats, packing, batches."""
 
+from limbeck.data.language.apart import check_packs
 from limbeck.data.language.arrange import arrange
 from limbeck.data.language.chat import PLAIN
 from limbeck.data.language.corpus import Corpus, encode
@@ -12,6 +13,7 @@ from limbeck.data.language.shift import next_tokens
 from limbeck.data.language.source import language_source
 from limbeck.data.language.split import LanguageSplit
 from limbeck.data.language.tokens import ByteTokens, Tokens
+from limbeck.data.language.vocabulary import Vocabularies, compare_vocabularies, refuse_other
 
 __all__ = [
     "PLAIN",
@@ -26,10 +28,14 @@ __all__ = [
     "Rows",
     "Tokens",
     "TransformersTokens",
+    "Vocabularies",
     "arrange",
+    "check_packs",
+    "compare_vocabularies",
     "encode",
     "language_source",
     "load_tokens",
     "next_tokens",
+    "refuse_other",
     "train_bpe",
 ]

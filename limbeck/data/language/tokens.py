@@ -88,7 +88,10 @@ class Tokens(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tokenizers of one fingerprint give the same ids, marks around a document included, and others do not."""
+        """Tokenizers of one fingerprint give the same ids, marks around a document included.
+
+        Any rule of theirs that differs makes another; decoders, templates, truncation and padding are no such rules.
+        """
         marks = {"bos": self.bos, "eos": self.eos, "front": list(self.front), "back": list(self.back)}
         return digest(canonical({"rules": self.rules(), "probe": self.probe, "marks": marks, "size": self.size}))
 

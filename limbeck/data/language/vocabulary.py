@@ -60,7 +60,8 @@ def compare_vocabularies(
                 f"the {name} has fewer logits than its tokenizer has tokens",
                 where=f"{name}'s vocabulary",
                 found=f"{width} logits, {tokens.size} tokens of {tokens.name}",
-                remedy="use the tokenizer that the model was made for, or resize its embeddings",
+                remedy="use the tokenizer that the model was made for (data.options.teacher_tokenizer, if it is the "
+                "teacher's own), or resize its embeddings",
             )
     apart = _difference(student, other)
     if apart is not None:
@@ -74,7 +75,7 @@ def compare_vocabularies(
 
 
 def refuse_other(found: Vocabularies, methods: tuple[str, ...] = ()) -> None:
-    """Raise where two tokenizers differ and a method compares logits one by one.
+    """Raise where two tokenizers differ and a method compares models token by token.
 
     Args:
         found: What :func:`compare_vocabularies` said.
@@ -89,7 +90,7 @@ def refuse_other(found: Vocabularies, methods: tuple[str, ...] = ()) -> None:
         return
     names = ", ".join(able) or "methods that align spans, sort probabilities or compare hidden states"
     raise DataError(
-        "teacher and student have different tokenizers, so their logits cannot be compared one by one",
+        "teacher and student have different tokenizers, so they cannot be compared token by token",
         where=", ".join(wrong) or "teacher",
         found=found.note,
         wanted="the same tokens",

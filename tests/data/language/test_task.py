@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from limbeck.cache.build import build
 from limbeck.core.distiller import Distiller
-from limbeck.core.errors import ModelError
+from limbeck.core.errors import DataError, ModelError
 from limbeck.data import build_loader, load_source
-from limbeck.data.language import language_source, load_tokens
+from limbeck.data.language import LibraryTokens, language_source, load_tokens
 from limbeck.engine import Stage, TrainConfig, fit
 from limbeck.engine.evaluation import evaluate
 from limbeck.objectives import KD, CrossEntropy
@@ -121,6 +121,16 @@ def test_a_cached_teacher_says_the_same(tmp_path: Path) -> None:
 def test_packs_are_refused_to_models_that_read_on() -> None:
     with pytest.raises(ModelError, match="student: packs are told apart by position_ids.*Recurrent"):
         train(distiller(), source(pack=True))
+
+
+def test_other_tokenizers_are_told_before_any_step(bpe: LibraryTokens) -> None:
+    data = source(tokenizer="bytes", teacher_tokenizer=bpe)
+    teacher = Recurrent(16, 320)
+    with pytest.raises(DataError, match=r"kd: teacher and student have different tokenizers.*found bytes with 258"):
+        train(Distiller(Recurrent(), CrossEntropy() + KD(), teacher), data)
+    train(Distiller(Recurrent(), CrossEntropy(), teacher), data)  # nobody compares anything
+    with pytest.raises(DataError, match=r"the teacher has fewer logits than its tokenizer has tokens; found 99 logits"):
+        train(Distiller(Recurrent(), CrossEntropy() + KD(), Recurrent(16, 99)), source())
 
 
 def test_distill_from_a_source_leaves_a_student_with_its_tokenizer(tmp_path: Path) -> None:

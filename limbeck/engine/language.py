@@ -1,0 +1,57 @@
+"""What has to be true of language models before they learn from one another; looked at once, before any step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from limbeck.core.batch import Batch
+from limbeck.core.distiller import Distiller
+from limbeck.core.survey import call_model, dry
+from limbeck.core.teacher import FrozenTeacher, teacher_inputs
+from limbeck.core.trace import logits_of
+from limbeck.data.language.apart import check_packs
+from limbeck.data.language.loader import LanguageLoader
+from limbeck.data.language.vocabulary import compare_vocabularies, refuse_other
+
+
+def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch) -> None:
+    """See that documents of a pack stay apart in both models, and that what is compared is of the same tokens.
+
+    Args:
+        distiller: On its device; it need not be set up.
+        loader: Of what it will learn from.
+        example: A small batch of it, on the same device.
+
+    Raises:
+        ModelError: A model reads on from one document of a pack into the next.
+        DataError: The tokenizers differ and a term compares models token by token, or a model has too few logits; the
+            message names the methods that can cope.
+    """
+    judge, where = distiller.teacher, distiller._logits
+    model = judge.model if isinstance(judge, FrozenTeacher) else None
+    teacher_where = judge.where if isinstance(judge, FrozenTeacher) else None
+    if loader.rows.layout.pack:
+        check_packs(distiller.student, example, logits=where)
+        if model is not None:
+            check_packs(model, example, logits=teacher_where, teacher=True)
+    found = compare_vocabularies(
+        loader.split.tokens,
+        loader.split.teacher_tokens,
+        student_width=_width(distiller.student, example.inputs, where),
+        teacher_width=None if model is None else _width(model, teacher_inputs(example), teacher_where),
+    )
+    comparing = tuple(_key(name, o) for name, o, _ in distiller.loss.items() if o.teacher_taps)
+    if comparing:
+        refuse_other(found, comparing)
+
+
+def _width(model: nn.Module, inputs: Any, where: str | None) -> int:
+    with dry(model):
+        return logits_of(call_model(model, inputs), where).shape[-1]
+
+
+def _key(name: str, objective: nn.Module) -> str:
+    card: Any = getattr(objective, "card", None)
+    return name if card is None else card.key
