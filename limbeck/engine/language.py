@@ -8,6 +8,7 @@ from torch import nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
+from limbeck.core.errors import DataError
 from limbeck.core.survey import call_model, dry
 from limbeck.core.teacher import FrozenTeacher, teacher_inputs
 from limbeck.core.trace import logits_of
@@ -48,8 +49,20 @@ def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch)
 
 
 def _width(model: nn.Module, inputs: Any, where: str | None) -> int:
-    with dry(model):
-        return logits_of(call_model(model, inputs), where).shape[-1]
+    """How many logits a model has. One that has too few rows for its inputs is not run: devices do not survive that."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    table = getattr(embeddings, "weight", None)
+    if table is not None and len(table) <= int(inputs["input_ids"].max()):
+        return len(table)
+    try:
+        with dry(model):
+            return logits_of(call_model(model, inputs), where).shape[-1]
+    except IndexError as error:
+        found, wanted = (
+            f"{type(model).__name__}: {error}",
+            f"a model of {int(inputs['input_ids'].max()) + 1} ids or more",
+        )
+        raise DataError("the model does not know a token", where="input_ids", found=found, wanted=wanted) from error
 
 
 def _key(name: str, objective: nn.Module) -> str:

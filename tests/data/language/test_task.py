@@ -129,8 +129,22 @@ def test_other_tokenizers_are_told_before_any_step(bpe: LibraryTokens) -> None:
     with pytest.raises(DataError, match=r"kd: teacher and student have different tokenizers.*found bytes with 258"):
         train(Distiller(Recurrent(), CrossEntropy() + KD(), teacher), data)
     train(Distiller(Recurrent(), CrossEntropy(), teacher), data)  # nobody compares anything
-    with pytest.raises(DataError, match=r"the teacher has fewer logits than its tokenizer has tokens; found 99 logits"):
-        train(Distiller(Recurrent(), CrossEntropy() + KD(), Recurrent(16, 99)), source())
+
+
+class Named(Recurrent):
+    """Tells its embeddings, as models of transformers do."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+
+def test_models_of_too_few_tokens_are_told() -> None:
+    for teacher, message in (
+        (Named(16, 99), "the teacher has fewer logits than its tokenizer has tokens; found 99 logits"),
+        (Recurrent(16, 99), "the model does not know a token; found Recurrent: index out of range"),
+    ):
+        with pytest.raises(DataError, match=message):
+            train(Distiller(Recurrent(), CrossEntropy() + KD(), teacher), source())
 
 
 def test_distill_from_a_source_leaves_a_student_with_its_tokenizer(tmp_path: Path) -> None:
