@@ -25,6 +25,7 @@ from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.core.trace import logits_of
 from limbeck.data.augment import parse_augment
 from limbeck.data.build import build_loader
+from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.loader import Loader
 from limbeck.data.normalise import normalisation
 from limbeck.data.sources.source import DataSource
@@ -352,7 +353,17 @@ class _Check:
             judge = as_teacher(teacher, specs["teacher"].logits)
         stages = self.attempt(("scheme",), lambda: self.stages(student, judge, loss))
         for distiller in stages or ():
+            if isinstance(self.loader, LanguageLoader) and not self.reads(distiller, self.loader, batch):
+                return
             self.attempt(("loss",), lambda: _once(distiller, batch, self.info))  # noqa: B023
+
+    def reads(self, distiller: Distiller, loader: LanguageLoader, batch: Batch) -> bool:
+        """Whether both models can learn from these texts."""
+        from limbeck.engine.language import check_language
+
+        before = len(self.problems)
+        self.attempt(("data",), lambda: check_language(distiller, loader, batch))
+        return len(self.problems) == before
 
     def stages(self, student: nn.Module, teacher: Teacher | None, loss: Terms) -> list[Distiller]:
         """What the scheme trains with, one after the other."""

@@ -157,6 +157,17 @@ def test_distill_from_a_source_leaves_a_student_with_its_tokenizer(tmp_path: Pat
     assert load_tokens(tmp_path / "student").fingerprint == data.train.tokens.fingerprint
 
 
+class Reading(Recurrent):
+    """Takes positions, and reads on all the same."""
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, use_cache: bool = False) -> Tensor:
+        return super().forward(input_ids)
+
+
+def packed(data: Any) -> Any:
+    return data.model_copy(update={"options": {**data.options, "pack": True}})
+
+
 def test_a_recipe_of_language_models(tmp_path: Path) -> None:
     from limbeck.recipes.check import check
     from limbeck.recipes.run import run
@@ -179,6 +190,10 @@ def test_a_recipe_of_language_models(tmp_path: Path) -> None:
         }
     )
     assert check(recipe) == []
+    model = {"student": {"model": f"{__name__}:Reading"}, "loss": "cross_entropy", "teacher": None}
+    (problem,) = check(Recipe.model_validate({**recipe.written(), "data": packed(recipe.data).model_dump(), **model}))
+    assert "student: this model does not keep the documents" in str(problem)
+    assert "pack: false" in str(problem)
     result = run(recipe, tmp_path / "run", quiet=True)
     assert result["perplexity"] > 1
     assert result["training"]["validation"] == pytest.approx(result["perplexity"], rel=1e-4)
