@@ -99,3 +99,24 @@ def test_documents_do_not_predict_each_other(bpe: LibraryTokens, monkeypatch: py
     assert counted() == tokens  # of every text all but its first token, and its end
     monkeypatch.setattr(rows, "next_tokens", blind)
     assert counted() > tokens
+
+
+def open_mask(ids, document, learned):
+    """A shift that counts prompts too."""
+    labels, _ = next_tokens(ids, document, learned)
+    return labels, labels >= 0
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_an_ignored_mask_is_caught(pack: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [{"prompt": "p" * (1 + i % 7), "completion": "c" * (2 + i % 5)} for i in range(24)]
+
+    def counted() -> list[int]:
+        source = language_source(pairs, tokenizer="bytes", length=48, pack=pack, validation=0)
+        batch = LanguageLoader(source.train, batch_size=1, shuffle=False).example(99)
+        return sorted(batch.labels[batch.mask].tolist())
+
+    wanted = sorted([1, *[2 + ord("c")] * len(p["completion"])] for p in pairs)
+    assert counted() == sorted(token for tokens in wanted for token in tokens)
+    monkeypatch.setattr(rows, "next_tokens", open_mask)
+    assert 2 + ord("p") in counted()
