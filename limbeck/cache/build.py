@@ -45,7 +45,6 @@ def build(
     batch: int = 128,
     shard_rows: int | None = None,
     logits: str | None = None,
-    tokenizer: str | None = None,
     identity: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
     part: tuple[int, int] | None = None,
@@ -68,7 +67,6 @@ def build(
         batch: Samples the teacher sees at once.
         shard_rows: Rows of a shard; default as many as 32 MiB hold, at most 16384.
         logits: Where logits stand in a module's output.
-        tokenizer: A fingerprint of what made tokens of texts.
         identity: What tells a teacher that is no module.
         origin: How a recipe names it.
         part: ``(i, n)``: build every n-th shard only, from the i-th on, for :func:`merge`; nothing is finished.
@@ -107,7 +105,6 @@ def build(
         signals=signals,
         constants=tuple(constants),
         origin=None if origin is None else dict(origin),
-        tokenizer=tokenizer,
         batch=batch,
         shard_rows=shard_rows or _rows(signals, judge(example), example, batch),
         made_with={name: version(name) for name in ("limbeck", "torch")},

@@ -13,7 +13,7 @@ from limbeck.core.plain import canonical, differences, digest
 
 FORMAT = 1
 HEADER, INDEX, SHARDS, CONSTANTS = "header.json", "index.json", "shards", "constants.safetensors"
-_PLAIN = ("data", "views", "teacher", "origin", "tokenizer", "batch", "shard_rows", "made_with")
+_PLAIN = ("data", "views", "teacher", "origin", "batch", "shard_rows", "made_with")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Header:
         signals: What was said.
         constants: Taps that are the same for all samples, such as ``logits@weight``.
         origin: How a recipe named the teacher, or ``None``.
-        tokenizer: A fingerprint of what made tokens of texts, or ``None``.
         batch: Samples the teacher saw at once; rounding depends on it.
         shard_rows: Rows of a shard; the last holds what is left.
         made_with: Versions; for people.
@@ -41,7 +40,6 @@ class Header:
     signals: tuple[Signal, ...]
     constants: tuple[str, ...]
     origin: dict[str, Any] | None
-    tokenizer: str | None
     batch: int
     shard_rows: int
     made_with: dict[str, str]

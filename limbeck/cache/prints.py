@@ -65,6 +65,7 @@ def describe_views(loader: Loader) -> dict[str, Any]:
         "augment": describe_augment(loader.augment.transforms),
         "view_seed": loader.augment.seed if loader.augment.transforms else None,
         "normalise": known["normalise"],
+        "language": known.get("language"),  # of texts: the tokenizer's fingerprint, lengths, packs
         "content": digest(canonical(row_prints(some).tolist())),
     }
 

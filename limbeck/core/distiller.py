@@ -160,16 +160,21 @@ class Distiller(nn.Module):
 
     def traces(self, batch: Batch) -> tuple[Trace, Trace]:
         """What student and teacher say about a prepared batch; a model that no term taps is not run."""
+        self._ready()
         teacher = self._teach(batch)  # first, so that its working memory is free again when the student runs
         return self.heard(batch), teacher
 
     def heard(self, batch: Batch) -> Trace:
         """What the student says about a prepared batch."""
+        listener = self._ready()
+        return listener(batch.inputs) if self._taps else Trace(None)
+
+    def _ready(self) -> Listener:
         if self._listener is None:
             raise ConfigError(
                 "not set up yet", where="distiller", remedy="call distiller.setup(batch) before making the optimizer"
             )
-        return self._listener(batch.inputs) if self._taps else Trace(None)
+        return self._listener
 
     def compare(
         self, student: Trace, teacher: Trace, batch: Batch, counted: Batch | None = None, loss: Terms | None = None

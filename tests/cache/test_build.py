@@ -136,7 +136,6 @@ def test_halves_merged_are_the_whole(small, tmp_path):
         ("shard_rows", {"shard_rows": 16}),
         ("signals", {"store": {"logits": FULL}}),
         ("signals.0.codec", {"store": {"logits": {"raw": {"dtype": "float16"}}, "0": FULL, "logits@weight": FULL}}),
-        ("tokenizer", {"tokenizer": "abc"}),
     ],
 )
 def test_a_folder_of_another_cache_is_not_gone_on_with(small, tmp_path, field, change):
