@@ -99,6 +99,7 @@ class Objective(nn.Module):
     card: ClassVar[Card]
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
+    trains_student: ClassVar[bool] = True  # where False, a stage of it alone leaves the student as it is
 
     def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
         """Called once, before training, with the traces of a dry run: size projectors, banks and heads here."""

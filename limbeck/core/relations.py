@@ -70,6 +70,24 @@ def pooled(feature: Tensor, mask: Tensor | None = None, name: str = "feature") -
     return total / counts.sum(dim=1, keepdim=True).clamp(min=1), counts.any(dim=1)
 
 
+def first_counted(feature: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Each sample's first row that counts, ``[B, D]``: the class token of BERT and ViT. Without any, its first row.
+
+    Args:
+        feature: Rows ``[B, T, D]``.
+        mask: ``[B]`` or ``[B, T]``.
+
+    >>> rows_ = torch.arange(6.0).view(1, 3, 2)
+    >>> first_counted(rows_, torch.tensor([[False, True, True]]))
+    tensor([[2., 3.]])
+    """
+    check_floating(feature, "feature", least=3)
+    if mask is None or mask.ndim == 1:
+        return feature[:, 0]
+    first = fit_mask(mask, feature[..., 0]).int().argmax(dim=1)
+    return feature.take_along_dim(first.reshape(-1, 1, 1), dim=1).squeeze(1)
+
+
 def summed(values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The sum over each sample's places that count, ``[B]``, and which samples count.
 

@@ -83,7 +83,7 @@ class HintThenKD(StagedScheme):
         rest = _sum(others) if others else Terms.of(CrossEntropy())
         if any(isinstance(hint, FitNets) for hint in hints) and not rest.teacher_taps:
             rest = rest + TeacherDecay() * (1 / self.temperature**2) * KD(self.temperature)
-        taps = [tap for hint in hints for tap in hint.student_taps]
+        taps = [tap for hint in hints if hint.trains_student for tap in hint.student_taps]
         opening = Distiller(student, sum(hints[1:], Terms.of(hints[0])), teacher, logits=logits)
         return [
             Stage("hint", opening, first, ("*",) if taps else (), learn_to=taps[0] if len(taps) == 1 else None),

@@ -13,8 +13,8 @@ from limbeck.core.layers import LayerObjective, Tap
 from limbeck.core.objective import Contract, DataInfo
 from limbeck.core.pairing import Mapping
 from limbeck.core.projectors import LinearProjector
-from limbeck.core.reduction import Reduction, check_features, check_floating, fit_mask, reduce, widen
-from limbeck.core.relations import pooled, unit
+from limbeck.core.reduction import Reduction, check_features, reduce, widen
+from limbeck.core.relations import first_counted, pooled, unit
 from limbeck.core.trace import Trace
 
 
@@ -132,8 +132,4 @@ class PKD(LayerObjective):
     def _summary(self, feature: Tensor, mask: Tensor | None) -> Tensor:
         if feature.ndim != 3 or self.token == "mean":
             return pooled(feature, mask)[0]
-        check_floating(feature, "student_feature", least=2)
-        if mask is None or mask.ndim == 1:
-            return feature[:, 0]
-        first = fit_mask(mask, feature[..., 0]).int().argmax(dim=1)
-        return feature.take_along_dim(first.reshape(-1, 1, 1), dim=1).squeeze(1)
+        return first_counted(feature, mask)
