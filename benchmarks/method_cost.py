@@ -14,6 +14,7 @@ stderr, one line of JSON to stdout; ``--write`` keeps it in benchmarks/results.
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -38,6 +39,7 @@ from limbeck.models import create
 from limbeck.models.heads import fit_head
 from limbeck.recipes.build import loss_of
 from limbeck.recipes.schema import usual_terms
+from limbeck.teachers.several import SeveralTeachers
 
 RESULT = Path(__file__).parent / "results" / "method_cost.json"
 CLASSES, SAMPLES = 10, 50_000
@@ -108,8 +110,11 @@ def stepper(key: str, pair: Callable[[], Pair], data: Batch, terms: Any = None) 
     student, teacher = (model.to(data.index.device) for model in pair())  # type: ignore[union-attr]
     loss = loss_of(terms if terms is not None else usual_terms(key))
     fit_head(student, loss, example=data, teacher=teacher)
+    judge: nn.Module | SeveralTeachers = teacher
+    if "several teachers" in catalogue.get(key).card.tasks:
+        judge = SeveralTeachers([teacher, copy.deepcopy(teacher), copy.deepcopy(student)])
     info = DataInfo(SAMPLES, torch.arange(SAMPLES) % CLASSES, CLASSES, batches=lambda: iter([data] * 2))
-    distiller = Distiller(student, loss, teacher).setup(data, info).train()
+    distiller = Distiller(student, loss, judge).setup(data, info).train()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4, momentum=0.9)
 
     def step() -> None:
