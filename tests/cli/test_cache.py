@@ -103,7 +103,10 @@ def test_other_codecs_and_views(limbeck: Command) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.augment=[flip]", "teacher.cache: data.augment.0.flip: the cache is of another data set, or of other views"),
+        (
+            "data.augment=[flip]",
+            "teacher.cache: data.augment.0.flip: the cache is of another data set, or of other views",
+        ),
         ("data.samples=90", "found 100 in the cache; wanted 90"),
         ("data.normalize={mean: [0.5], std: [0.5]}", "data.normalise.mean.0: the cache is of another data set"),
         ("data.view_seed=5", "found 0 in the cache; wanted 5"),
