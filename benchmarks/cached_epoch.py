@@ -66,6 +66,7 @@ from limbeck.recipes.build import fewer
 from limbeck.teachers.cached import CachedTeacher
 
 RESULT = Path(__file__).parent / "results" / "cached_epoch.json"
+DATA = Path(os.environ.get("LIMBECK_DATA") or "../shared/data")
 VIEWS, EPOCH = 4, 50_000  # views of a sample, images of an epoch
 OVER = ("no_teacher", "online", "torchdistill_style", "mdistiller_style")
 
@@ -270,7 +271,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="turns of each side; a third of it beside peers")
     parser.add_argument("--samples", type=int, default=512, help="images that are gone through again and again")
     parser.add_argument("--settings", default="resident,jpeg,worker,photos")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with cifar10 and teachers")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with cifar10 and teachers")
     parser.add_argument("--cache", type=Path, help="folder of the caches, kept; default one that is removed")
     parser.add_argument("--write", action="store_true", help=f"also write {RESULT}")
     options = parser.parse_args()

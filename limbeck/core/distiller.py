@@ -48,7 +48,8 @@ class Distiller(nn.Module):
 
     A scheme with several players (a generator and a student, say) subclasses it: ``turns`` names who learns in which
     order within one step, ``parameters_of`` gives each player's parameters, ``settings_of`` what is its own in how it
-    trains, and ``forward`` is told whose turn it is.
+    trains, and ``forward`` is told whose turn it is. One whose batches are made, not read (texts the student writes,
+    images of a generator), gives ``made``.
 
     Args:
         student: Any module that is called with ``batch.inputs``.
@@ -136,6 +137,13 @@ class Distiller(nn.Module):
     def objectives(self) -> Iterator[Objective]:
         """Every objective of every player; what they count is counted over a step."""
         return iter(self.loss)
+
+    def made(self, batch: Batch) -> Batch:
+        """What a step learns from, made of what was read: here, the same. It runs before units are counted.
+
+        What it draws comes from torch's global random state, which checkpoints keep.
+        """
+        return batch
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch as every objective wants it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import TensorError
-from limbeck.core.reduction import check_floating, fit_mask, widen
+from limbeck.core.reduction import check_floating, check_positive, fit_mask, widen
 
 Rows = tuple[Tensor, Tensor, Tensor | None]
 
@@ -125,6 +125,29 @@ def gram(first: Tensor, second: Tensor | None = None) -> Tensor:
             [2., 1.]])
     """
     return first @ (first if second is None else second).mT
+
+
+def head_scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    r"""Attention scores before their softmax, ``[B, A, T, T]``: :math:`X_a Y_a^\top / \sqrt d` for each of A heads.
+
+    Args:
+        queries: ``[B, T, D]``, the vectors of all heads side by side; half precision is widened.
+        keys: The same.
+        heads: A, parts of width d into which both are cut.
+
+    Raises:
+        TensorError: Not rows of one shape, or a width that the heads do not divide.
+
+    >>> head_scores(torch.eye(2).unsqueeze(0), torch.ones(1, 2, 2), 2).shape
+    torch.Size([1, 2, 2, 2])
+    """
+    check_floating(queries, "student or teacher", least=3)
+    check_positive(heads, "heads")
+    if queries.ndim != 3 or queries.shape[-1] % heads or keys.shape != queries.shape:
+        wanted = f"[B, T, D] with a width that {heads} heads divide, the same for both sides of a relation"
+        raise TensorError("cannot be cut into heads", where="heads", found=list(queries.shape), wanted=wanted)
+    x, y = (widen(v).unflatten(-1, (heads, -1)).transpose(1, 2) for v in (queries, keys))
+    return gram(x, y) / math.sqrt(x.shape[-1])
 
 
 def cosines(first: Tensor, second: Tensor | None = None) -> Tensor:

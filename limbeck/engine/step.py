@@ -119,7 +119,7 @@ class Step:
 
     def _step(self, parts: list[Batch], done: int) -> None:
         progress = torch.full((), done / self.total, device=self.device)
-        batches = [self._ready(part, progress) for part in parts]
+        batches = [self.distiller.made(self._ready(part, progress)) for part in parts]
         if not self.whole:
             self._share(batches)
         for turn in self.distiller.turns:

@@ -11,12 +11,12 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import kl_rows
-from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.errors import ConfigError
 from limbeck.core.layout import unfused
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.precision import without_autocast
-from limbeck.core.reduction import Reduction, check_floating, check_positive, check_same_shape, fit_mask, reduce, widen
-from limbeck.core.relations import gram, pooled
+from limbeck.core.reduction import Reduction, check_floating, check_same_shape, fit_mask, reduce, widen
+from limbeck.core.relations import head_scores, pooled
 from limbeck.core.trace import Trace
 
 Relation = Literal["attention", "qk", "qq", "kk", "vv"]
@@ -73,12 +73,7 @@ def _scores(x: Tensor, y: Tensor | None, heads: int | None) -> Tensor:
     check_floating(x, "student or teacher", least=3)
     if heads is None:
         return widen(x).clamp(min=torch.finfo(torch.float32).tiny).log()
-    check_positive(heads, "heads")
-    if x.ndim != 3 or x.shape[-1] % heads or (y is not None and y.shape != x.shape):
-        wanted = f"[B, T, D] with a width that {heads} heads divide, the same for both sides of a relation"
-        raise TensorError("cannot be cut into heads", where="heads", found=list(x.shape), wanted=wanted)
-    x, y = (widen(v).unflatten(-1, (heads, -1)).transpose(1, 2) for v in (x, x if y is None else y))
-    return gram(x, y) / math.sqrt(x.shape[-1])
+    return head_scores(x, x if y is None else y, heads)
 
 
 @register(
