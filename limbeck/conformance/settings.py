@@ -13,6 +13,7 @@ from limbeck.conformance.models import VOCABULARY, DualEncoder, ImageClassifier,
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo
+from limbeck.data.language.chunks import aligned_chunks
 
 SAMPLES = 24  # of the pretended training set
 SIZE = 7  # of a batch: odd, so that no split is even
@@ -179,6 +180,9 @@ def tokenizers(classes: int = 5) -> Setting:
         offsets, teacher_offsets = (_spans(n, generator) for n in (LENGTH, longer))
         extras = {"teacher_mask": counts, "teacher_labels": labels.masked_fill(~counts, -1)}
         extras |= {"offsets": offsets, "teacher_offsets": teacher_offsets}
+        every = torch.arange(LENGTH).expand(SIZE, -1) < LENGTH - 1  # the last position's token is not there
+        own, other = offsets[..., 1], teacher_offsets[..., 1]
+        extras["chunk"], extras["teacher_chunk"] = aligned_chunks(own, every, other, counts & (other < 14))
         return plain.batch(seed).replace(teacher_inputs=drawn, extras=extras)
 
     return replace(

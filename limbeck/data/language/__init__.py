@@ -3,6 +3,7 @@
 from limbeck.data.language.apart import check_packs
 from limbeck.data.language.arrange import arrange
 from limbeck.data.language.chat import PLAIN
+from limbeck.data.language.chunks import aligned_chunks
 from limbeck.data.language.corpus import Corpus, encode
 from limbeck.data.language.library import LibraryTokens, TransformersTokens, train_bpe
 from limbeck.data.language.load import load_tokens
@@ -29,6 +30,7 @@ __all__ = [
     "Tokens",
     "TransformersTokens",
     "Vocabularies",
+    "aligned_chunks",
     "arrange",
     "check_packs",
     "compare_vocabularies",

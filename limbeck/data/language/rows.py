@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.batch import Batch
+from limbeck.data.language.chunks import aligned_chunks
 from limbeck.data.language.corpus import Corpus
 from limbeck.data.language.pieces import Pieces
 from limbeck.data.language.shift import next_tokens
@@ -113,7 +114,8 @@ class Rows:
 
         ``extras`` hold ``tag [B]`` where records have tags, and ``document [B, L]`` of packs. With another tokenizer of
         the teacher there are ``teacher_inputs`` with ``teacher_mask`` and ``teacher_labels [B, L']``, and which
-        characters of the row each token covers: ``offsets [B, L, 2]`` and ``teacher_offsets [B, L', 2]``.
+        characters of the row each token covers: ``offsets [B, L, 2]`` and ``teacher_offsets [B, L', 2]``; and ``chunk
+        [B, L]`` and ``teacher_chunk [B, L']`` of :func:`~limbeck.data.language.chunks.aligned_chunks`.
         """
         grid = self._grid(self.student, index)
         labels, mask = next_tokens(grid.ids, grid.document, grid.learned)
@@ -128,6 +130,12 @@ class Rows:
             found = next_tokens(other.ids, other.document, other.learned)
             batch.extras["teacher_labels"], batch.extras["teacher_mask"] = found
             batch.extras["offsets"], batch.extras["teacher_offsets"] = grid.spans, other.spans
+            assert grid.spans is not None
+            assert other.spans is not None
+            # One more character for each document: the next one begins behind the end of the one before.
+            read, other_read = grid.spans[..., 1] + grid.document, other.spans[..., 1] + other.document
+            chunks = aligned_chunks(read, mask, other_read, batch.extras["teacher_mask"])
+            batch.extras["chunk"], batch.extras["teacher_chunk"] = chunks
         return batch
 
     def _inputs(self, grid: Grid) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Tokens(ABC):
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """For each text its ids ``[n]``, and how many of its characters have been read after each token ``[n]``.
 
-        Nothing is put around it. A character that takes several tokens counts as read after the last of them.
+        Nothing is put around it. A token that ends within a character has read nothing: who completes it has.
         """
 
     @abstractmethod
@@ -184,18 +184,18 @@ class ByteTokens(Tokens):
 def ends_of(offsets: NDArray[np.int64], length: int) -> NDArray[np.int32]:
     """How far each token reads, from the first and last character that it touches.
 
-    Tokens that share a character have not read it before the last of them; what lies between two tokens, such as a
-    space that a tokenizer trims off, belongs to the second.
+    A token that ends within a character counts together with those that complete it: it has not read anything before
+    them. What lies between two tokens, such as a space that a tokenizer trims off, belongs to the second.
 
     Args:
         offsets: ``[n, 2]``.
         length: Of the text; nothing reads beyond it.
 
     >>> ends_of(np.array([[0, 3], [4, 6], [5, 6]]), 6).tolist()
-    [3, 5, 6]
+    [3, 3, 6]
     """
     ends = offsets[:, 1].copy()
-    ends[:-1] = np.minimum(ends[:-1], offsets[1:, 0])
+    ends[:-1][ends[:-1] > offsets[1:, 0]] = 0
     return np.clip(np.maximum.accumulate(ends), 0, length).astype(np.int32)
 
 

@@ -10,7 +10,7 @@ from limbeck.core.errors import DataError
 from limbeck.data.language.tokens import Tokens
 
 #: What a batch holds for two tokenizers; methods whose cards name one of these among their needs can cope with them.
-ALIGNED = ("offsets", "teacher_offsets", "teacher_mask", "teacher_labels")
+ALIGNED = ("offsets", "teacher_offsets", "teacher_mask", "teacher_labels", "chunk", "teacher_chunk")
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ def pairs_by_order(counts: Tensor, teacher_counts: Tensor) -> Tensor:
 def pairs_by_text(ends: Tensor, teacher_ends: Tensor, counts: Tensor, teacher_counts: Tensor) -> Tensor:
     """The place at which the teacher has read exactly as much of the text: ``[B, L]``, -1 where there is none.
 
-    What two such places predict goes on from the same text. Of several that end at one character (its bytes), the last
-    has read it.
+    What two such places predict goes on from the same text. Of several that count and end at one character, those
+    behind the first have read a part of the next one.
 
     Args:
         ends: ``[B, L]``, how many characters of the row are read up to each place.
@@ -88,7 +88,7 @@ def pairs_by_text(ends: Tensor, teacher_ends: Tensor, counts: Tensor, teacher_co
     >>> pairs_by_text(ends, teacher_ends, ends > 0, teacher_ends > 0)
     tensor([[ 1, -1,  3]])
     """
-    found, own = _last(teacher_ends, teacher_counts, ends), _last(ends, counts, ends)
+    found, own = _first(teacher_ends, teacher_counts, ends), _first(ends, counts, ends)
     return torch.where(counts & (own == torch.arange(ends.shape[1], device=ends.device)), found, -1)
 
 
@@ -100,13 +100,12 @@ def partners(values: Tensor, pairs: Tensor | None) -> Tensor:
     return values.gather(1, index.expand(*pairs.shape, *values.shape[2:]))
 
 
-def _last(ends: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
-    """The last place that counts and ends at each wanted character, -1 where there is none."""
-    keys = torch.where(counts, ends, torch.iinfo(ends.dtype).max)
-    keys, order = keys.sort(dim=1, stable=True)
-    place = torch.searchsorted(keys, wanted.contiguous(), right=True) - 1
-    hit = (place >= 0) & (keys.gather(1, place.clamp(min=0)) == wanted)
-    return torch.where(hit, order.gather(1, place.clamp(min=0)), -1)
+def _first(ends: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
+    """The first place that counts and ends at each wanted character, -1 where there is none."""
+    keys, order = torch.where(counts, ends, torch.iinfo(ends.dtype).max).sort(dim=1, stable=True)
+    place = torch.searchsorted(keys, wanted.contiguous()).clamp(max=keys.shape[1] - 1)
+    hit = (keys.gather(1, place) == wanted) & counts.gather(1, order.gather(1, place))
+    return torch.where(hit, order.gather(1, place), -1)
 
 
 def _check_shape(tensor: Tensor, wanted: tuple[int, ...], name: str) -> None:

@@ -26,9 +26,9 @@ def plain_order(counts: list[bool], others: list[bool]) -> list[int]:
 def plain_text(ends: list[int], others: list[int], counts: list[bool], other_counts: list[bool]) -> list[int]:
     found = []
     for i, end in enumerate(ends):
-        later = any(counts[k] and ends[k] == end for k in range(i + 1, len(ends)))
+        before = any(counts[k] and ends[k] == end for k in range(i))
         there = [j for j in range(len(others)) if other_counts[j] and others[j] == end]
-        found.append(there[-1] if counts[i] and not later and there else -1)
+        found.append(there[0] if counts[i] and not before and there else -1)
     return found
 
 
@@ -69,6 +69,18 @@ def test_pairs_on_real_texts_have_read_the_same(pack: bool) -> None:
     assert torch.equal(partners(other_ends.unsqueeze(2), pairs).squeeze(2)[there], ends[there])
     assert bool(batch.require("mask")[there].all())
     assert bool(partners(batch.extras["teacher_mask"].unsqueeze(2), pairs).squeeze(2)[there].all())
+
+
+def test_within_a_character_nothing_is_paired() -> None:
+    """A byte in the middle of a character has read less than the token that is all of it."""
+    bpe = train_bpe(TEXTS * 3, 300)
+    source = language_source(["xéx"] * 2, tokenizer="bytes", teacher_tokenizer=bpe, validation=0)
+    assert isinstance(source.train, LanguageSplit)
+    batch = source.train.rows.batch(torch.arange(1))
+    logits = torch.zeros(*batch.inputs["input_ids"].shape, 1)
+    pairs = pairs_of(batch, "text", logits, torch.zeros(*batch.teacher_inputs["input_ids"].shape, 1))
+    assert pairs is not None
+    assert (pairs[0, :5] >= 0).tolist() == [True, True, False, True, True]
 
 
 def test_one_tokenizer_needs_no_pairs() -> None:
