@@ -14,8 +14,8 @@ from limbeck.core.catalogue import Card, Method
 from limbeck.core.objective import Objective
 from limbeck.recipes.document import dump
 from limbeck.recipes.schema import usual
-from limbeck.report.table import difference
-from limbeck.report.words import digits_for, plus_minus, verdict
+from limbeck.report.figure import figure_of
+from limbeck.report.sentences import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 COSTS = ROOT / "benchmarks" / "results" / "method_cost.json"
@@ -221,18 +221,18 @@ def _cost(key: str, reason: str) -> list[str]:
 def _results(key: str) -> list[str]:
     rows = []
     for name, facts in comparisons().items():
-        digits = digits_for(facts["data"]["samples"])
-        figure = facts.get("metric", "accuracy")
+        figure = figure_of(facts)
         for row in facts["methods"]:
             if row["key"] != key or row["role"] != "method":
                 continue
             gain = row["gain"]
             best = next((r["name"] for r in facts["methods"] if r["entry"] == facts["best_control"]), "")
-            cells = (name, figure, plus_minus(row[figure], digits), difference(gain, digits), best, verdict(gain) or "")
+            reached, over = figure.plus_minus(row[figure.key]), figure.difference(gain)
+            cells = (name, figure.head, reached, over, best, verdict(gain) or "")
             rows.append(f"| {' | '.join(cells)} |")
     if not rows:
         return []
-    head = ["| comparison | figure | % | over the best control | which is | |", "|---|---|---:|---:|---|---|"]
+    head = ["| comparison | figure | reached | over the best control | which is | |", "|---|---|---:|---:|---|---|"]
     return ["## Measured", "", *head, *rows, "", "All of them: [leaderboards](../leaderboards.md).", ""]
 
 

@@ -57,7 +57,9 @@ def assess(
     ``parameters``, ``flops``,            of the student; operations and time of one forward of one sample
     ``latency_ms``
     ``teacher``                           the same of the teacher, or ``None``
-    ``agreement``, ``kl``, ``js``         of student and teacher; absent without a teacher, and of regression
+    ``agreement``, ``kl``, ``js``         of student and teacher; absent without a teacher, of regression, and where the
+                                          two have different tokens
+    ``perplexity``, ``acceptance``        of language: ``exp(nll)``; see :func:`~limbeck.analysis.fidelity.acceptance`
     ``cka``                               ``student`` and ``teacher`` name layers, ``matrix[i][j]`` compares the i-th
                                           with the j-th; ``samples`` entered. ``None`` where the teacher is no module
     ====================================  ==============================================================================
@@ -151,9 +153,12 @@ def _walk(
             teacher = Trace(None, {"logits": _of(said, batch, student.logits)}) if known else teach(batch)
         counted, labelled = _places(student.logits, batch)
         scores.update(student.logits, batch, labelled)
-        if teacher is not None:
+        if teacher is not None and "teacher_labels" in batch.extras:  # other tokens: nothing to hold side by side
+            own_tokens = batch.replace(labels=batch.extras["teacher_labels"], mask=batch.extras["teacher_mask"])
+            teacher_scores.update(teacher.logits, own_tokens, _places(teacher.logits, own_tokens)[1])
+        elif teacher is not None:
             teacher_scores.update(teacher.logits, batch, labelled)
-            fidelity.update(student.logits[counted], teacher.logits[counted])
+            fidelity.update(*_common(student.logits[counted], teacher.logits[counted], loader.task))
         if layers is not None and teacher is not None and layers.cka.samples < cka_samples:
             layers.update(student, teacher, batch)
             if layers.cka.samples >= cka_samples:
@@ -164,10 +169,16 @@ def _walk(
     facts: dict[str, Any] = {"samples": samples, "places": places, "classes": classes}
     facts.update(scores.compute())
     facts["teacher"] = None if teach is None else teacher_scores.compute()
-    if teach is not None:
+    if teach is not None and fidelity.places:
         facts.update(fidelity.compute())
     facts["cka"] = None if layers is None else layers.compute()
     return facts
+
+
+def _common(student: Tensor, teacher: Tensor, task: str) -> tuple[Tensor, Tensor]:
+    """Logits that both have: language models may be wider than their tokenizer, and not by the same."""
+    size = min(student.shape[-1], teacher.shape[-1]) if task == "language" else None
+    return student[..., :size], teacher[..., :size]
 
 
 def _of(said: Tensor | None, batch: Batch, like: Tensor) -> Tensor:
@@ -207,7 +218,7 @@ class _Scores:
         assert batch.labels is not None
         logits, labels = logits[labelled], batch.labels[labelled]
         self.calibration.update(logits, labels)
-        if logits.shape[-1] <= _MOST_CLASSES:
+        if logits.shape[-1] <= _MOST_CLASSES and self.task != "language":
             self.per_class = self.per_class or PerClass(logits.shape[-1])
             self.per_class.update(logits, labels)
         self.seen = True

@@ -47,7 +47,7 @@ def summarise(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "sd": sd, "interval": [mean - half, mean + half], "n": n}
 
 
-def compare_paired(values: Sequence[float], control: Sequence[float]) -> dict[str, Any]:
+def compare_paired(values: Sequence[float], control: Sequence[float], lower: bool = False) -> dict[str, Any]:
     r"""How far a method is from its control, seed by seed.
 
     Runs of one seed share their start and their data's order, so what they share cancels out in the differences
@@ -56,6 +56,7 @@ def compare_paired(values: Sequence[float], control: Sequence[float]) -> dict[st
     Args:
         values: The method's figures by seed.
         control: The control's, of the same seeds in the same order.
+        lower: Less of the figure is better, so that a gain is below 0.
 
     Returns:
         What ``summarise`` says of the differences, and ``verdict``: ``"gain"`` or ``"loss"`` where the interval
@@ -66,6 +67,8 @@ def compare_paired(values: Sequence[float], control: Sequence[float]) -> dict[st
         DataError: Different numbers of seeds, or none.
 
     >>> compare_paired([0.93, 0.94, 0.95], [0.90, 0.92, 0.91])["verdict"]
+    'gain'
+    >>> compare_paired([10.1, 9.9, 10.2], [11.0, 11.1, 10.9], lower=True)["verdict"]
     'gain'
     >>> compare_paired([0.93], [0.90])["verdict"]
     'unclear'
@@ -79,5 +82,6 @@ def compare_paired(values: Sequence[float], control: Sequence[float]) -> dict[st
     facts = summarise([x - y for x, y in zip(values, control, strict=True)])
     low, high = facts["interval"] or (-math.inf, math.inf)
     varied = facts["sd"] is not None and facts["sd"] > 1e-12
-    facts["verdict"] = "gain" if varied and low > 0 else "loss" if varied and high < 0 else "unclear"
+    above, below = ("loss", "gain") if lower else ("gain", "loss")
+    facts["verdict"] = above if varied and low > 0 else below if varied and high < 0 else "unclear"
     return facts

@@ -23,7 +23,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.errors import CacheError, ConfigError
 from limbeck.core.files import write_bytes
 from limbeck.core.plain import file_digest
-from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher
+from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher, teacher_mask
 from limbeck.core.trace import Trace
 from limbeck.data.loader import IndexedLoader
 
@@ -291,13 +291,13 @@ def encode(
     signals: Sequence[Signal], trace: Trace, batch: Batch
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """A batch's arrays as shards hold them, and what each codec lost, by signal and measure."""
-    arrays, errors = {PRINTS: row_prints(batch).cpu()}, {}
+    arrays, errors, mask = {PRINTS: row_prints(batch).cpu()}, {}, teacher_mask(batch)
     for signal in signals:
         value = signal.of(trace)
-        counts = signal.count(value, batch.mask)
+        counts = signal.count(value, mask)
         if counts is not None:
             arrays[signal.counts or ""] = counts
-        rows = signal.flatten(value, batch.mask).cpu()
+        rows = signal.flatten(value, mask).cpu()
         stored = signal.codec.encode(rows)
         arrays.update({f"{signal.name}/{name}": array for name, array in stored.items()})
         errors[signal.name] = signal.lost(rows, signal.codec.decode(stored, signal.shape, signal.dtype))
@@ -316,7 +316,7 @@ def _stored(
         signal
         for tap, spec in wanted.items()
         if tap not in constants
-        for signal in signals_of(tap, trace[tap], parse_codec(spec), example.mask)
+        for signal in signals_of(tap, trace[tap], parse_codec(spec), teacher_mask(example))
     ]
     if not signals:
         raise ConfigError("nothing to store", where="signals")

@@ -13,7 +13,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError
 from limbeck.core.hashing import draw_bits, key, key_tensor
 from limbeck.core.plain import canonical, digest
-from limbeck.core.teacher import teacher_inputs
+from limbeck.core.teacher import teacher_inputs, teacher_mask
 from limbeck.data.augment import describe_augment
 from limbeck.data.collate import tensors_in
 from limbeck.data.loader import IndexedLoader, Loader
@@ -78,13 +78,14 @@ def row_prints(batch: Batch) -> Tensor:
     Where a mask of the inputs' shape is there, places that do not count are left out, so padding changes nothing.
     """
     total: Tensor | int = 0
+    mask = teacher_mask(batch)
     for number, tensor in enumerate(tensors_in(teacher_inputs(batch))):
         if not tensor.ndim or len(tensor) != batch.size:
             continue
         words = _words(tensor)
         factors = _factors(number, words.shape[1], words.device)
-        if batch.mask is not None and batch.mask.shape == tensor.shape[:2] and words.shape == batch.mask.shape:
-            counted = batch.mask.long()
+        if mask is not None and mask.shape == tensor.shape[:2] and words.shape == mask.shape:
+            counted = mask.long()
             words, factors = (words + 1) * counted, factors[(counted.cumsum(1) - 1).clamp(min=0)]
         # a product of int64 with a vector is made in one pass, but on the host alone
         whole = factors.ndim == 1 and words.device.type == "cpu"

@@ -9,7 +9,7 @@ import torch
 from limbeck.cache.folder import Cache, own_arrays
 from limbeck.cache.prints import row_prints
 from limbeck.core.errors import CacheError
-from limbeck.core.teacher import Teacher
+from limbeck.core.teacher import Teacher, teacher_mask
 from limbeck.data.loader import IndexedLoader
 
 _MORE, _LEAST = 1.5, 1e-4  # times the error when it was stored, and what rounding may do where that was nothing
@@ -44,7 +44,7 @@ def ask_again(cache: Cache, teacher: Teacher, loader: IndexedLoader, samples: in
     found = cache.arrays(index, view)
     errors: dict[str, dict[str, float]] = {}
     for signal in header.signals:
-        now = signal.flatten(signal.of(trace), batch.mask).cpu()
+        now = signal.flatten(signal.of(trace), teacher_mask(batch)).cpu()
         stored = signal.codec.decode(own_arrays(signal, found), signal.shape, signal.dtype)
         if signal.text and not torch.equal(now, stored):
             raise CacheError("the teacher says something else now", where=signal.name)

@@ -80,12 +80,14 @@ def _summary(result: dict[str, Any]) -> None:
 
 
 _FIGURES = (
+    ("perplexity", "perplexity", "{:.3f}".format),
     ("accuracy", "accuracy", "{:.2%}".format),
     ("mean average precision", "map_macro", "{:.2%}".format),
     ("F1 over all decisions", "f1_micro", "{:.2%}".format),
     ("right decisions (Hamming)", "hamming", "{:.2%}".format),
     ("mean squared error", "mse", "{:.4g}".format),
     ("agreement with the teacher", "agreement", "{:.2%}".format),
+    ("drafts the teacher would accept", "acceptance", "{:.2%}".format),
     ("calibration error", "ece", "{:.2%}".format),
     ("parameters", "parameters", "{:,}".format),
     ("operations", "flops", "{:,}".format),

@@ -93,6 +93,7 @@ class Distiller(nn.Module):
         # In a tuple, not as an attribute: a module among attributes would become a child.
         self._teacher = (as_teacher(teacher, teacher_logits) if teacher is not None else None,)
         self._listener: Listener | None = None
+        self._vocabulary: int | None = None
         if self.loss.teacher_taps and teacher is None:
             needy = [name for name, o, _ in self.loss.items() if o.teacher_taps]
             raise ConfigError(f"{', '.join(needy)} cannot work without a teacher", where="teacher", found="none")
@@ -125,12 +126,13 @@ class Distiller(nn.Module):
                 self.teacher.attach(self.loss.teacher_taps, batch)
         self._listener = Listener(self.student, self._taps, batch.inputs, logits=self._logits)
         data = data or DataInfo()
+        self._vocabulary = data.vocabulary
         if data.batches is not None and data.answers is None and self.teacher is not None:
             data = replace(data, answers=partial(self._answers, data.batches, device))
         with dry(self.student):
             student, teacher = self.traces(batch)
         for objective in self.loss:
-            objective.setup(student, teacher, batch, data)
+            objective.setup(*self._common(objective, student, teacher), batch, data)
             objective.to(device)
         return self
 
@@ -208,7 +210,7 @@ class Distiller(nn.Module):
                     where=name,
                     remedy="leave it out, or give a batch without a mask",
                 )
-            value = objective(student, teacher, batch)
+            value = objective(*self._common(objective, student, teacher), batch)
             share = counted.share(objective.contract.normalizer)
             parts = (
                 {f"{name}/{k}": v * share for k, v in value.items()}
@@ -228,6 +230,12 @@ class Distiller(nn.Module):
         assert isinstance(total, Tensor)
         logits = student.logits.detach() if "logits" in loss.student_taps else None
         return Losses(total, terms, weights, logits, apart)
+
+    def _common(self, objective: Objective, student: Trace, teacher: Trace) -> tuple[Trace, Trace]:
+        """What an objective that compares both models sees of them: of logits those that both have."""
+        if self._vocabulary is None or not objective.teacher_taps:
+            return student, teacher
+        return student.narrowed(self._vocabulary), teacher.narrowed(self._vocabulary)
 
     def close(self) -> None:
         """Take every hook off the student, so that it can be pickled, exported or distilled again."""

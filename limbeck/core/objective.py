@@ -58,6 +58,7 @@ class DataInfo:
         batches: Gives the training set once, in order and without augmentation.
         answers: Gives it with what the teacher says of each batch; made by ``Distiller.setup`` from ``batches``.
         task: What the labels mean: ``"classification"``, ``"multilabel"`` (one yes or no a class) or ``"regression"``.
+        vocabulary: How many logits two models have in common, where one has rows for tokens that are none.
     """
 
     samples: int | None = None
@@ -66,6 +67,7 @@ class DataInfo:
     batches: Callable[[], Iterable[Batch]] | None = None
     answers: Callable[[], Iterable[tuple[Trace, Batch]]] | None = None
     task: str = "classification"
+    vocabulary: int | None = None
 
     def all_answers(self, where: str) -> Iterable[tuple[Trace, Batch]]:
         """The teacher's trace of every training batch, for class means and the like.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ModelError
@@ -67,6 +67,11 @@ class FrozenTeacher:
 def teacher_inputs(batch: Batch) -> object:
     """What the teacher sees of a batch."""
     return batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
+
+
+def teacher_mask(batch: Batch) -> Tensor | None:
+    """Which positions of what the teacher sees count: its own, where it has inputs of its own that came with a mask."""
+    return batch.extras.get("teacher_mask", batch.mask) if batch.teacher_inputs is not None else batch.mask
 
 
 def as_teacher(teacher: nn.Module | Teacher, logits: str | None = None) -> Teacher:

@@ -78,6 +78,13 @@ class Trace:
             tuple(m.map(function) for m in self.members),
         )
 
+    def narrowed(self, size: int) -> Trace:
+        """A copy with the first ``size`` logits alone, where it has logits and more of them."""
+        logits = self.taps.get("logits")
+        if not isinstance(logits, Tensor) or logits.shape[-1] <= size:
+            return self
+        return Trace(self.output, {**self.taps, "logits": logits[..., :size]}, self._where, self.members)
+
     def detach(self) -> Trace:
         """A copy whose tensors carry no gradient."""
         return self.map(Tensor.detach)

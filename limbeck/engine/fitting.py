@@ -182,10 +182,11 @@ def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
             distiller.teacher.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     seed_everything(run.seed, run.number)
     train = run.train
-    data = DataInfo(train.samples, train.labels, train.classes, batches=train.plain, task=train.task)
     example = run.train.example(EXAMPLE).to(device)
-    if isinstance(train, LanguageLoader):
-        check_language(distiller, train, example)
+    vocabulary = check_language(distiller, train, example) if isinstance(train, LanguageLoader) else None
+    data = DataInfo(
+        train.samples, train.labels, train.classes, batches=train.plain, task=train.task, vocabulary=vocabulary
+    )
     try:
         yield distiller.setup(example, data).to(device)
     finally:

@@ -17,13 +17,16 @@ from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.language.vocabulary import compare_vocabularies, refuse_other
 
 
-def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch) -> None:
+def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch) -> int | None:
     """See that documents of a pack stay apart in both models, and that what is compared is of the same tokens.
 
     Args:
         distiller: On its device; it need not be set up.
         loader: Of what it will learn from.
         example: A small batch of it, on the same device.
+
+    Returns:
+        How many logits stand for the same tokens, where one model has more of them; else ``None``.
 
     Raises:
         ModelError: A model reads on from one document of a pack into the next.
@@ -46,6 +49,7 @@ def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch)
     comparing = tuple(_key(name, o) for name, o, _ in distiller.loss.items() if o.teacher_taps)
     if comparing:
         refuse_other(found, comparing)
+    return found.size if found.kind == "padded" else None
 
 
 def _width(model: nn.Module, inputs: Any, where: str | None) -> int:

@@ -210,8 +210,11 @@ class Step:
         found = {"total": losses.total.detach(), **{f"terms/{k}": v for k, v in losses.terms.items()}}
         labels = batch.labels
         if losses.logits is not None and labels is not None and labels.shape == losses.logits.shape[:-1]:
-            found["correct"] = (losses.logits.argmax(-1) == labels).sum().float()
-            found["labelled"] = (labels >= 0).sum().float()
+            known = labels >= 0
+            if batch.mask is not None and batch.mask.shape == labels.shape:  # prompts have labels and do not count
+                known = known & batch.mask
+            found["correct"] = ((losses.logits.argmax(-1) == labels) & known).sum().float()
+            found["labelled"] = known.sum().float()
         for name, value in found.items():
             values[name] = values[name] + value if name in values else value
 

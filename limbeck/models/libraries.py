@@ -53,17 +53,13 @@ def from_transformers(
     config, rest = build(name, lambda: read(name, return_unused_kwargs=True, **source, **options))
     rest = {key: value for key, value in rest.items() if key not in source}
     class_name = auto or next(iter(config.architectures or ()), "AutoModel")
-    model_class: Any = getattr(transformers, class_name, None)
-    if not _loads_models(model_class, class_name):
-        remedy = did_you_mean(class_name, dir(transformers)) or "give auto='AutoModelFor...'"
-        raise ModelError("transformers has no such model class", where="auto", found=class_name, remedy=remedy)
+    model_class = _class_of(class_name)
     classes = given.get("num_classes")
     new_head = classes is not None and "Classification" in class_name and classes != config.num_labels
     if new_head:
         config.num_labels = classes
     if not pretrained:
-        make = model_class.from_config if class_name.startswith("AutoModel") else model_class
-        return build(name, lambda: make(config, **rest))
+        return build(name, lambda: _maker(model_class, class_name)(config, **rest))
     source |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with _quiet(transformers):
         model, info = build(name, lambda: model_class.from_pretrained(name, config=config, **source, **rest))
@@ -79,10 +75,51 @@ def from_transformers(
     return model
 
 
-def _loads_models(found: Any, name: str) -> bool:
-    if name.startswith("AutoModel"):
-        return found is not None
-    return isinstance(found, type) and issubclass(found, nn.Module)
+#: What a configuration calls the sizes that data tell.
+_SIZES = {
+    "num_classes": "num_labels",
+    "in_channels": "num_channels",
+    "image_size": "image_size",
+    "vocabulary": "vocab_size",
+}
+
+
+def new_transformers(kind: str, given: dict[str, int], auto: str | None, options: dict[str, Any]) -> nn.Module:
+    """A transformers model of this type with random weights; what its configuration does not know is refused."""
+    transformers, where = _optional("transformers", "language"), f"transformers:{kind}"
+    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    if kind not in known:
+        raise ModelError("transformers knows no such type", where="model", found=kind, remedy=did_you_mean(kind, known))
+    usual = build(where, lambda: transformers.AutoConfig.for_model(kind)).to_dict()
+    for name in options:
+        if name not in usual:
+            remedy = did_you_mean(name, usual)
+            raise ModelError("this configuration has no such value", where=where, found=name, remedy=remedy)
+    sizes = {_SIZES[name]: value for name, value in given.items() if name in _SIZES}
+    sizes = {name: value for name, value in sizes.items() if name in usual or name == "num_labels"}
+    config = build(where, lambda: transformers.AutoConfig.for_model(kind, **{**sizes, **options}))
+    if auto is None:
+        classes, texts = "num_classes" in given, "vocabulary" in given
+        auto = "AutoModelForSequenceClassification" if texts and classes else "AutoModelForImageClassification"
+        auto = auto if classes else "AutoModelForCausalLM" if texts else "AutoModel"
+    return build(where, lambda: _maker(_class_of(auto), auto)(config))
+
+
+def _class_of(name: str) -> Any:
+    """A class of transformers that makes models."""
+    transformers = _optional("transformers", "language")
+    found: Any = getattr(transformers, name, None)
+    if found is None or not (
+        name.startswith("AutoModel") or (isinstance(found, type) and issubclass(found, nn.Module))
+    ):
+        remedy = did_you_mean(name, dir(transformers)) or "give auto='AutoModelFor...'"
+        raise ModelError("transformers has no such model class", where="auto", found=name, remedy=remedy)
+    return found
+
+
+def _maker(found: Any, name: str) -> Callable[..., Any]:
+    """What makes a model of this class from its configuration."""
+    return found.from_config if name.startswith("AutoModel") else found
 
 
 @contextmanager

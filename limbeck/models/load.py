@@ -14,11 +14,14 @@ from limbeck.core.errors import ModelError, did_you_mean
 from limbeck.core.importing import current_folder_on_path
 from limbeck.models import zoo
 from limbeck.models.heads import HeadSpec, put_head
-from limbeck.models.libraries import build, from_timm, from_torchvision, from_transformers
+from limbeck.models.libraries import build, from_timm, from_torchvision, from_transformers, new_transformers
 from limbeck.models.weights import load_weights
 
 Spec = str | os.PathLike[str] | nn.Module
-_KINDS = "a zoo name, package.module:callable, a folder with config.json, hf:NAME, timm:NAME or torchvision:NAME"
+_KINDS = (
+    "a zoo name, package.module:callable, a folder with config.json, hf:NAME, transformers:TYPE, timm:NAME "
+    "or torchvision:NAME"
+)
 
 
 def load_model(
@@ -46,6 +49,8 @@ def load_model(
                                     the module of that name itself
     a folder with ``config.json``   a transformers model; the class is that of the configuration, or ``auto``
     ``"hf:NAME"``                   the same from the Hugging Face Hub or its local cache
+    ``"transformers:TYPE"``         a new transformers model of this type (``llama``, ``vit``), its configuration's
+                                    values in ``options``
     ``"timm:NAME"``                 ``timm.create_model``
     ``"torchvision:NAME"``          ``torchvision.models.get_model``
     an ``nn.Module``                that module
@@ -59,7 +64,8 @@ def load_model(
         in_features: Length of a feature vector, for models that take such.
         vocabulary: Number of token ids, for models of texts that must know it.
         weights: File or folder for :func:`load_weights`, read strictly; of the model with its head or without it.
-        auto: A transformers class such as ``"AutoModelForImageClassification"``.
+        auto: A transformers class such as ``"AutoModelForImageClassification"``; a new model that is told a vocabulary
+            and no classes is an ``AutoModelForCausalLM``.
         pretrained: Start from the source's own weights; default yes for transformers, no for timm and torchvision.
         head: Another head in the place of the last linear layer, see :func:`limbeck.models.put_head`. Which layer that
             is, no example tells here: it is the last registered, unless ``{NAME: {layer: ...}}`` says which.
@@ -94,6 +100,9 @@ def load_model(
         model = from_torchvision(name.removeprefix("torchvision:"), given, bool(pretrained), options)
     elif name.startswith("hf:"):
         model = from_transformers(name.removeprefix("hf:"), given, auto, pretrained is not False, options)
+    elif name.startswith("transformers:"):
+        _refuse(name, {}, pretrained=pretrained)
+        model = new_transformers(name.removeprefix("transformers:"), given, auto, options)
     elif isinstance(spec, str) and zoo.is_known(name):
         _refuse(name, {}, auto=auto, pretrained=pretrained)
         model = zoo.create(name, **given, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ from limbeck.core.hashing import key
 from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.data.build import Resident, build_loader
+from limbeck.data.language.split import LanguageSplit
 from limbeck.data.loader import Loader
 from limbeck.data.order import epoch_order
 from limbeck.data.sources.load import load_source
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
 def source_of(data: Data) -> DataSource:
     """The source of a recipe's data, with all its samples."""
     return load_source(data.source, **data.options)
+
+
+def as_teacher_reads(data: Data, source: DataSource, sizes: Sizes) -> tuple[Data, DataSource, Sizes]:
+    """Data, their source and models' sizes in the tokens of a teacher that has others; else what was given."""
+    if not isinstance(source.train, LanguageSplit) or source.train.teacher_tokens is None:
+        return data, source, sizes
+    options = {name: value for name, value in data.options.items() if name not in ("tokenizer", "template")}
+    for name in ("tokenizer", "template"):
+        if f"teacher_{name}" in options:
+            options[name] = options.pop(f"teacher_{name}")
+    data = data.model_copy(update={"options": options})
+    source = source_of(data)
+    assert isinstance(source.train, LanguageSplit)
+    return data, source, replace(sizes, vocabulary=source.train.vocabulary)
 
 
 def fewer(split: Split, samples: int | None, seed: int = 0) -> Split:

@@ -19,7 +19,7 @@ from limbeck.analysis.statistics import compare_paired, summarise
 from limbeck.core.errors import ConfigError, DataError, LimbeckError
 from limbeck.core.files import write_json
 from limbeck.engine.journal import environment
-from limbeck.engine.metrics import headline
+from limbeck.engine.metrics import LOWER_IS_BETTER, headline
 from limbeck.recipes.build import source_of
 from limbeck.recipes.check import check
 from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
@@ -31,6 +31,7 @@ from limbeck.recipes.schema import Recipe
 
 #: Figures of each run that are averaged over seeds, as far as there are.
 FIGURES = (
+    "perplexity",
     "accuracy",
     "map_macro",
     "map_micro",
@@ -38,6 +39,7 @@ FIGURES = (
     "f1_micro",
     "hamming",
     "agreement",
+    "acceptance",
     "kl",
     "js",
     "nll",
@@ -77,6 +79,10 @@ def compare(
 
     On multi-label data (the task of ``data.source``) figures are compared by mean average precision in the place of
     accuracy, cross entropy is binary, and KD is MLD, tuned by its weight; such data get the same beside each method.
+    Language models are compared by perplexity, of which less is better: there a gain is a difference below zero.
+
+    A scheme is compared as a method is: by its key it trains with the recipe's own loss, as ``"gkd/reverse_kl"`` with
+    the usual loss of another method.
 
     Where all controls are wanted, ``same_budget`` is left out if it would take more than five times the steps, as
     beside a teacher that is large for its student; ``left_out`` says so.
@@ -88,9 +94,9 @@ def compare(
     that was interrupted. ``out/compare.json`` is written anew after each.
 
     Args:
-        recipe: What every run does; its own loss, scheme and student's head are replaced.
+        recipe: What every run does; its own loss, scheme and student's head are replaced, but for the loss of schemes.
         methods: Keys of the catalogue, with options where wanted: ``"kd"``, ``"kd:temperature=2,weight=0.5"``. Each
-            trains with the companions and weights its card calls usual.
+            trains with the companions and weights its card calls usual. Or schemes, as told above.
         seeds: How many, counted from the recipe's own, or which.
         controls: All of them, none, or some by name.
         out: Folder of the comparison.
@@ -202,9 +208,10 @@ def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]], metric
     Args:
         entries: The lines.
         results: Of each run.
-        metric: What methods are compared by; more is better.
+        metric: What methods are compared by.
         sign: 1 where more of what validation judges by is better, else -1.
     """
+    lower = metric in LOWER_IS_BETTER
     entries, results = _chosen(entries, results, sign)
     begun = [entry for entry in entries if results[entry.entry]]
     first = results[begun[0].entry][0]
@@ -213,9 +220,11 @@ def _body(entries: list[Entry], results: dict[str, list[dict[str, Any]]], metric
     rows = [_row(entry, results[entry.entry]) for entry in begun]
     reached = {row["entry"]: {r["seed"]: r[metric] for r in row["runs"]} for row in rows}
     controls = [row["entry"] for row in rows if row["role"] == "control"]
-    best = max(controls, key=lambda c: statistics.fmean(reached[c].values()), default=None)
+    best = (min if lower else max)(controls, key=lambda c: statistics.fmean(reached[c].values()), default=None)
     for row in rows:
-        row["differences"] = {c: _difference(reached[row["entry"]], reached[c]) for c in controls if c != row["entry"]}
+        row["differences"] = {
+            c: _difference(reached[row["entry"]], reached[c], lower) for c in controls if c != row["entry"]
+        }
         against_best = row["differences"].get(best) if row["role"] == "method" and best is not None else None
         row["gain"] = None if against_best is None else {"over": best, **against_best}
     honest = next((r for e in begun if not e.rival for r in results[e.entry] if r.get("teacher")), None)
@@ -271,9 +280,9 @@ def _row(entry: Entry, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _difference(values: dict[int, float], control: dict[int, float]) -> dict[str, Any]:
+def _difference(values: dict[int, float], control: dict[int, float], lower: bool) -> dict[str, Any]:
     both = [seed for seed in values if seed in control]
-    return compare_paired([values[s] for s in both], [control[s] for s in both])
+    return compare_paired([values[s] for s in both], [control[s] for s in both], lower)
 
 
 def _write(out: Path, facts: dict[str, Any]) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core import catalogue
+from limbeck.core.catalogue import check_options
 from limbeck.core.errors import ConfigError, did_you_mean
+from limbeck.core.teacher import teacher_inputs
 from limbeck.models.describe import flops
-from limbeck.recipes.build import Sizes, fewer, model_of, source_of, train_loader
+from limbeck.recipes.build import Sizes, as_teacher_reads, fewer, model_of, source_of, train_loader
 from limbeck.recipes.document import parse_value
 from limbeck.recipes.schema import Named, Recipe, Term, usual_head, usual_terms
+from limbeck.schemes.scheme import carded, options
 
 #: Controls by name: what people call them, the method whose usual loss they train with, and what they hold against one.
 CONTROLS: dict[str, tuple[str, str, str]] = {
@@ -39,7 +42,7 @@ MULTILABEL_CONTROLS: dict[str, tuple[str, str, str]] = {
         "binary cross entropy for as many operations as distillation takes",
     ),
 }
-_BY_TASK = {"classification": CONTROLS, "multilabel": MULTILABEL_CONTROLS}
+_BY_TASK = {"classification": CONTROLS, "multilabel": MULTILABEL_CONTROLS, "language": CONTROLS}
 _NEEDS_TEACHER = ("random_teacher", "tuned_kd", "same_budget")
 TEMPERATURES = (1, 2, 4, 8)  # that tuned_kd tries
 WEIGHTS = (0.25, 1, 4, 16)  # that it tries of MLD, which has no temperature
@@ -47,6 +50,7 @@ _VARIANTS = {
     "classification": [f"kd:temperature={t}" for t in TEMPERATURES],
     "multilabel": [f"mld:weight={w}" for w in WEIGHTS],
 }
+_VARIANTS["language"] = _VARIANTS["classification"]
 _ALSO_METHODS = ("no_teacher", "label_smoothing")  # cross_entropy and label_smoothing, were they listed as methods
 
 
@@ -59,8 +63,9 @@ class Entry:
         name: What people call it.
         role: ``"method"`` or ``"control"``.
         key: The method it trains with.
-        loss: Its terms.
+        loss: Its terms; empty where it trains with the recipe's own.
         scheme: Who teaches whom.
+        options: The scheme's.
         head: What its student has in the place of the last linear layer.
         about: What a control is.
         rival: Its teacher is a random one, not the recipe's.
@@ -74,6 +79,7 @@ class Entry:
     key: str
     loss: dict[str, Term]
     scheme: str = "offline"
+    options: dict[str, Any] = field(default_factory=dict)
     head: Named | None = None
     about: str = ""
     rival: bool = False
@@ -92,9 +98,12 @@ class Entry:
 
     def recipe(self, base: Recipe, seed: int) -> Recipe:
         """The recipe of one of its runs."""
-        scheme = base.scheme if base.scheme.name == self.scheme else Named(name=self.scheme)
-        changes: dict[str, Any] = {"name": f"{self.slug}-seed{seed}", "loss": self.loss, "scheme": scheme, "seed": seed}
-        head, own = self.head, base.student.head
+        said = base.scheme.options if base.scheme.name == self.scheme else {}
+        scheme = Named(name=self.scheme, options={**said, **self.options})
+        changes: dict[str, Any] = {"name": f"{self.slug}-seed{seed}", "scheme": scheme, "seed": seed}
+        if self.loss:
+            changes["loss"] = self.loss
+        head, own = self.head if self.loss else usual_head(base.loss), base.student.head
         if head is not None and own is not None and own.name == head.name:
             head = Named(name=head.name, options={**own.options, **head.options})
         changes["student"] = base.student.model_copy(update={"head": head})
@@ -112,7 +121,8 @@ class Entry:
         loss = {name: term.model_dump(mode="json", exclude_none=True) for name, term in self.loss.items()}
         plain = {"entry": self.entry, "name": self.name, "role": self.role, "key": self.key, "about": self.about}
         head = {} if self.head is None else {"head": self.head.written()}
-        return {**plain, "loss": loss, "scheme": self.scheme, **head}
+        options = {"scheme_options": self.options} if self.options else {}
+        return {**plain, "loss": loss, "scheme": self.scheme, **options, **head}
 
 
 def split_methods(text: str) -> list[str]:
@@ -143,34 +153,62 @@ def controls_for(task: str) -> dict[str, tuple[str, str, str]]:
 
 
 def method(text: str, task: str = "classification") -> Entry:
-    """A method as it is written: its key, and its options behind a colon.
+    """A method or a scheme as it is written: its key, and its options behind a colon; a method may follow a scheme.
 
     Args:
-        text: Such as ``"kd:temperature=2"``.
+        text: Such as ``"kd:temperature=2"``, ``"mutual:peers=2"`` or ``"mutual/dkd"``.
         task: What the data's labels mean.
 
     Raises:
-        ConfigError: No such method, or an option that is none.
+        ConfigError: No such method or scheme, or an option that is none.
 
     >>> method("kd:temperature=2").loss["kd"].options
     {'temperature': 2}
+    >>> method("mutual/dkd").scheme, [*method("mutual/dkd").loss]
+    ('mutual', ['cross_entropy', 'dkd'])
     """
-    key, colon, rest = text.strip().partition(":")
+    first, slash, second = (part.strip() for part in text.partition("/"))
+    key, _, rest = first.partition(":")
+    if key not in carded():
+        if slash:
+            wanted = f"a scheme before the slash: {', '.join(carded())}"
+            raise ConfigError("no such scheme", where="methods", found=repr(text), wanted=wanted)
+        return _method(key, rest, text, task)
+    card, given = carded()[key].card, _options(rest, text)
+    check_options(options(key), given, f"methods: {key}")
+    name = card.name if not rest else f"{card.name} ({rest})"
+    if not slash:
+        return Entry(text.strip(), name, "method", key, {}, key, given)
+    by = method(second, task)
+    if by.scheme != "offline":
+        raise ConfigError("this one has a scheme of its own", where="methods", found=second, wanted="a plain method")
+    return replace(by, entry=text.strip(), name=f"{name}, {by.name}", role="method", key=key, scheme=key, options=given)
+
+
+def _method(key: str, rest: str, text: str, task: str) -> Entry:
     card = catalogue.get(key, "methods").card
     terms = {name: term.model_dump(exclude_none=True) for name, term in usual_terms(key, task).items()}
-    for part in rest.split(",") if colon else []:
+    given = _options(rest, text)
+    if "method" in given:
+        raise ConfigError("the method is said before the colon", where="methods", found=text)
+    terms[key].update(given)
+    loss = {name: Term(**term) for name, term in terms.items()}
+    role = "control" if card.knowledge == "control" else "method"
+    name = card.name if not rest else f"{card.name} ({rest})"
+    return Entry(text.strip(), name, role, key, loss, card.scheme, {}, usual_head(loss))
+
+
+def _options(rest: str, text: str) -> dict[str, Any]:
+    """What stands behind the colon."""
+    found = {}
+    for part in rest.split(",") if rest else []:
         name, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not name:
             raise ConfigError(
                 "an option has the form name=value", where="methods", found=text, wanted="kd:temperature=2"
             )
-        if name == "method":
-            raise ConfigError("the method is said before the colon", where="methods", found=text)
-        terms[key][name] = parse_value(value, text)
-    loss = {name: Term(**term) for name, term in terms.items()}
-    role = "control" if card.knowledge == "control" else "method"
-    name = card.name if not rest else f"{card.name} ({rest})"
-    return Entry(text.strip(), name, role, key, loss, card.scheme, usual_head(loss))
+        found[name] = parse_value(value, text)
+    return found
 
 
 def control(name: str, task: str = "classification") -> Entry:
@@ -251,8 +289,9 @@ def with_budget(recipe: Recipe, entries: list[Entry], most: float | None = None)
     loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed)
     example = loader.example(1)
     sizes = Sizes.of(example, loader.classes, loader.vocabulary)
-    models = (model_of(spec, sizes, 0, weights=False) for spec in (recipe.student, recipe.teacher))
-    own, other = (flops(model, example.inputs) for model in models)
+    own = flops(model_of(recipe.student, sizes, 0, weights=False), example.inputs)
+    teacher = model_of(recipe.teacher, as_teacher_reads(recipe.data, source, sizes)[2], 0, weights=False)
+    other = flops(teacher, teacher_inputs(example))
     times = (3 * own + other) / (3 * own) if own else 1.0
     if most is not None and times > most:
         rest = [entry for entry in entries if entry.entry != "same_budget"]

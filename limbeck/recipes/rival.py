@@ -14,7 +14,7 @@ from limbeck.recipes.run import device_of, held_out
 from limbeck.recipes.schema import Recipe
 from limbeck.recipes.teacher import teacher_of
 
-_OF_TEACHER = ("agreement", "kl", "js", "teacher", "cka")
+_OF_TEACHER = ("agreement", "kl", "js", "acceptance", "teacher", "cka")
 
 
 def against(recipe: Recipe, folder: Path, teachers: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +39,6 @@ def against(recipe: Recipe, folder: Path, teachers: Path, result: dict[str, Any]
         teacher_logits=recipe.teacher.logits,
         latency=False,
     )
-    facts = {name: facts[name] for name in _OF_TEACHER}
+    facts = {name: facts[name] for name in _OF_TEACHER if name in facts}
     write_json(file, facts)
     return facts

@@ -18,7 +18,7 @@ from limbeck.data.sources.source import DataSource
 from limbeck.data.tasks import task_of
 from limbeck.models import load_weights
 from limbeck.models.student import save_student
-from limbeck.recipes.build import Sizes, check_loader, fewer, model_of, train_loader
+from limbeck.recipes.build import Sizes, as_teacher_reads, check_loader, fewer, model_of, train_loader
 from limbeck.recipes.schema import Data, Recipe, TeacherModel
 
 
@@ -49,6 +49,8 @@ def teacher_of(
     spec = recipe.teacher
     if spec is None or not spec.model:
         return None
+    data, source, sizes = as_teacher_reads(recipe.data, source, sizes)
+    recipe = recipe.model_copy(update={"data": data})
     model = model_of(spec, sizes, spec.seed)
     if spec.train is None:
         return model

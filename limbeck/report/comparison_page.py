@@ -12,6 +12,7 @@ import yaml
 
 from limbeck.report.charts.curves import Series, curves
 from limbeck.report.charts.span import axis, scale_for, span
+from limbeck.report.figure import Figure, figure_of
 from limbeck.report.parts import (
     Model,
     by_class_key,
@@ -21,21 +22,9 @@ from limbeck.report.parts import (
     reliability_section,
 )
 from limbeck.report.read import RunFacts, runs_of
-from limbeck.report.table import caption, difference
-from limbeck.report.words import (
-    cautions,
-    count,
-    digits_for,
-    duration,
-    findings,
-    interval,
-    metric_of,
-    number,
-    percent,
-    times,
-    verdict,
-    who_learns,
-)
+from limbeck.report.sentences import cautions, findings, verdict
+from limbeck.report.table import caption
+from limbeck.report.words import count, duration, number, percent, times, who_learns
 
 _COLORS = 8
 
@@ -108,26 +97,23 @@ def _tiles(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table(comparison: dict[str, Any], colors: dict[str, str]) -> dict[str, Any]:
-    digits = digits_for(comparison["data"]["samples"])
-    teacher, rows = comparison.get("teacher"), comparison["methods"]
-    metric, called = metric_of(comparison)
-    means = {row["entry"]: row[metric]["mean"] for row in rows}
-    values = [run[metric] for row in rows for run in row["runs"]]
-    scale = scale_for([*values, *means.values()])
+    teacher, rows, figure = comparison.get("teacher"), comparison["methods"], figure_of(comparison)
+    means = {row["entry"]: row[figure.key]["mean"] for row in rows}
+    values = [run[figure.key] for row in rows for run in row["runs"]]
+    scale = scale_for([*values, *means.values()], figure.lower)
     best = comparison["best_control"]
     marks = [means[best]] if best is not None else []
-    lines = [_teacher_line(teacher, digits, metric, called)] if teacher else []
-    for row in sorted(rows, key=lambda r: (r["role"], -r[metric]["mean"])):
-        reached = row[metric], [run[metric] for run in row["runs"]], called
-        lines.append(_line(row, reached, digits, scale, marks, colors[row["entry"]], row["entry"] == best))
-    names = (f"{called} %", "", "vs best control", "", "agree %", "ECE %", "latency ms", "steps", "s / run")
+    lines = [_teacher_line(teacher, figure)] if teacher else []
+    for row in sorted(rows, key=lambda r: (r["role"], -figure.rank(r[figure.key]["mean"]))):
+        lines.append(_line(row, figure, scale, marks, colors[row["entry"]], row["entry"] == best))
+    names = (figure.head, "", "vs best control", "", "agree %", "ECE %", "latency ms", "steps", "s / run")
     columns = [{"name": n, "picture": i == 1} for i, n in enumerate(names)]
     return {
         "title": "Methods and controls",
         "caption": caption(comparison),
         "columns": columns,
         "rows": lines,
-        "axis": axis(scale, called),
+        "axis": axis(scale, figure),
         "notes": cautions(comparison),
     }
 
@@ -136,9 +122,9 @@ def _cell(text: str, name: str = "", cls: str = "", **more: Any) -> dict[str, An
     return {"text": text, "name": name, "cls": cls, "picture": None, "chip": None, "small": None, **more}
 
 
-def _teacher_line(teacher: dict[str, Any], digits: int, metric: str, called: str) -> dict[str, Any]:
+def _teacher_line(teacher: dict[str, Any], figure: Figure) -> dict[str, Any]:
     cells = [
-        _cell(percent(teacher.get(metric), digits), f"{called} %"),
+        _cell(figure.said(teacher.get(figure.key)), figure.head),
         *(_cell("") for _ in range(4)),
         _cell(number(100 * teacher["ece"], 1) if "ece" in teacher else "", "ECE %"),
         _cell(number(teacher.get("latency_ms")), "latency ms"),
@@ -149,15 +135,15 @@ def _teacher_line(teacher: dict[str, Any], digits: int, metric: str, called: str
 
 def _line(
     row: dict[str, Any],
-    reached: tuple[dict[str, Any], list[float], str],
-    digits: int,
+    figure: Figure,
     scale: Any,
     marks: Sequence[float],
     cls: str,
     best: bool,
 ) -> dict[str, Any]:
-    (facts, seeds, called), gain = reached, row["gain"]
-    picture = span(row["name"], facts["mean"], facts["interval"], seeds, scale, marks, cls)
+    facts, gain = row[figure.key], row["gain"]
+    seeds = [run[figure.key] for run in row["runs"]]
+    picture = span(row["name"], facts["mean"], facts["interval"], seeds, scale, marks, cls, figure)
     word = verdict(gain)
     chip = gain["verdict"] if gain and gain["verdict"] != "unclear" else "unclear"
     mark = {"gain": "▲ ", "loss": "▼ "}.get(chip, "")
@@ -165,9 +151,9 @@ def _line(
         _cell(f"{mark}{word}", "", "wide", chip=chip) if word else _cell("best control" if best else "", "", "wide")
     )
     cells = [
-        _cell(percent(facts["mean"], digits), f"{called} %", "first", small=interval(facts, digits) or None),
+        _cell(figure.said(facts["mean"]), figure.head, "first", small=figure.interval(facts) or None),
         _cell("", "", "picture", picture=picture),
-        _cell(difference(gain, digits), "points over best control", "wide"),
+        _cell(figure.difference(gain), "over best control", "wide"),
         judged,
         _cell(percent(row["agreement"]["mean"]) if row.get("agreement") else "", "agreement %"),
         _cell(number(100 * row["ece"]["mean"], 1) if row.get("ece") else "", "ECE %"),
@@ -205,8 +191,8 @@ def _sections(
 def _chosen(comparison: dict[str, Any], runs: dict[str, list[RunFacts]]) -> list[str]:
     """The best control and the two best methods: what the pictures show."""
     methods = [r for r in comparison["methods"] if r["role"] == "method" and r["entry"] in runs]
-    metric, _ = metric_of(comparison)
-    methods.sort(key=lambda r: -r[metric]["mean"])
+    figure = figure_of(comparison)
+    methods.sort(key=lambda r: -figure.rank(r[figure.key]["mean"]))
     best = comparison["best_control"]
     return [e for e in (best, *(r["entry"] for r in methods[:2])) if e in runs]
 
@@ -227,9 +213,9 @@ def _curves(
 ) -> dict[str, Any] | None:
     figures, legend = [], []
     rows = [row for row in comparison["methods"] if row["entry"] in runs]
-    metric, called = metric_of(comparison)
+    figure = figure_of(comparison)
     for key, title, form in (
-        (metric, f"Validation {called} %", lambda v: f"{100 * v:g}"),
+        (figure.key, f"Validation {figure.head}", lambda v: f"{100 * v if figure.share else v:g}"),
         ("nll", "Validation NLL, nats", lambda v: f"{v:.3g}"),
     ):
         series = [Series(r["name"], colors[r["entry"]], [_points(run, key) for run in runs[r["entry"]]]) for r in rows]

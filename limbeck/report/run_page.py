@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from limbeck.report.charts.curves import Series, curves
+from limbeck.report.figure import Figure, headline_of
 from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
 from limbeck.report.read import RunFacts
-from limbeck.report.words import METRICS, count, digits_for, duration, heading, headline_of, number, percent, who_learns
+from limbeck.report.words import count, digits_for, duration, heading, number, percent, who_learns
 
 
 def run_page(run: RunFacts) -> dict[str, Any]:
@@ -67,11 +68,13 @@ def _tiles(result: dict[str, Any], teacher: dict[str, Any]) -> list[dict[str, An
     def versus(key: str, form: Any) -> str:
         return f"teacher {form(teacher[key])}" if teacher.get(key) is not None else ""
 
-    metric = headline_of(result)
-    if metric is not None:
+    figure = headline_of(result)
+    if figure is not None:
+        told = lambda v: figure.said(v) + (" %" if figure.share else "")  # noqa: E731
         share = lambda v: f"{percent(v, digits)} %"  # noqa: E731
-        tiles.append((METRICS[metric], share(result[metric]), versus(metric, share)))
-        tiles.append(("calibration error (ECE)", share(result["ece"]), versus("ece", share)))
+        tiles.append((figure.name, told(result[figure.key]), versus(figure.key, told)))
+        if "ece" in result:
+            tiles.append(("calibration error (ECE)", share(result["ece"]), versus("ece", share)))
     if "agreement" in result:
         tiles.append(
             ("agreement with teacher", f"{percent(result['agreement'])} %", f"KL {number(result['kl'], 3)} nats")
@@ -86,18 +89,18 @@ def _tiles(result: dict[str, Any], teacher: dict[str, Any]) -> list[dict[str, An
 
 
 def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
-    metric = headline_of(result)
-    if metric is None:
+    figure = headline_of(result)
+    if figure is None:
         return []
-    digits = digits_for(result["samples"])
-    reached = f"{percent(result[metric], digits)} %"
-    said = f"The student is right on {reached} of held-out samples"
-    if metric != "accuracy":
-        said = f"On held-out samples the student has an {METRICS[metric]} of {reached}"
-    if teacher.get(metric) is not None:
-        gap = result[metric] - teacher[metric]
-        side = f"{percent(abs(gap), digits)} points {'above' if gap > 0 else 'below'}" if gap else "the same as"
-        said += f", {side} its teacher's {percent(teacher[metric], digits)} %"
+    sign = " %" if figure.share else ""
+    said = f"The student is right on {figure.said(result[figure.key])} % of held-out samples"
+    if figure.key != "accuracy":
+        said = f"On held-out samples the student's {figure.name} is {figure.said(result[figure.key])}{sign}"
+    if teacher.get(figure.key) is not None:
+        gap = result[figure.key] - teacher[figure.key]
+        points = " points" if figure.share else ""
+        side = f"{figure.said(abs(gap))}{points} {'above' if gap > 0 else 'below'}" if gap else "the same as"
+        said += f", {side} its teacher's {figure.said(teacher[figure.key])}{sign}"
     if teacher.get("parameters"):
         said += f", with {number(100 * result['parameters'] / teacher['parameters'], 1)} % of its parameters"
     return [f"{said}."]
@@ -106,10 +109,10 @@ def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
 def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     train = [line for line in history if line.get("split") == "train"]
     checks = [line for line in history if line.get("split") == "validation"]
-    metric = next((m for line in checks if (m := headline_of(line)) is not None), "accuracy")
+    figure = next((f for line in checks if (f := headline_of(line)) is not None), Figure("accuracy", "accuracy"))
     reached = [
-        Series("validation", "m0", [_points(checks, metric)]),
-        Series("training batches as seen", "k0 control", [_points(train, metric)]),
+        Series("validation", "m0", [_points(checks, figure.key)]),
+        Series("training batches as seen", "k0 control", [_points(train, figure.key)]),
     ]
     terms = list(dict.fromkeys(name for line in train for name in line.get("terms", {})))[:8]
     losses = [
@@ -119,7 +122,7 @@ def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     rates = [Series("learning rate", "k0", [_points(train, "lr")])]
     figures = []
     for title, series, form in (
-        (f"{heading(METRICS[metric])} %", reached, lambda v: f"{100 * v:g}"),
+        (heading(figure.head), reached, lambda v: f"{100 * v if figure.share else v:g}"),
         ("Loss by term, before weights", losses, lambda v: f"{v:.3g}"),
         ("Learning rate", rates, lambda v: f"{v:.2g}"),
     ):

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from limbeck.report.words import (
-    count,
-    digits_for,
-    heading,
-    interval,
-    metric_of,
-    number,
-    percent,
-    plus_minus,
-    signed,
-    verdict,
-)
+from limbeck.report.figure import figure_of
+from limbeck.report.sentences import verdict
+from limbeck.report.words import count, heading, number, percent
 
 _REST = ("vs best control", "", "agreement %", "parameters", "latency ms", "steps", "s / run")
 COLUMNS = ("", "accuracy %", *_REST)
@@ -23,23 +14,23 @@ COLUMNS = ("", "accuracy %", *_REST)
 
 def columns(comparison: dict[str, Any]) -> tuple[str, ...]:
     """The table's head: ``COLUMNS`` with the comparison's own metric."""
-    return ("", f"{metric_of(comparison)[1]} %", *_REST)
+    return ("", figure_of(comparison).head, *_REST)
 
 
 def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     """The teacher, the controls, the methods; one cell for each of ``columns``."""
-    digits, (metric, _) = digits_for(comparison["data"]["samples"]), metric_of(comparison)
+    figure = figure_of(comparison)
     found: list[tuple[str, ...]] = []
     teacher = comparison.get("teacher")
     if teacher:
         cost = (count(teacher.get("parameters")), number(teacher.get("latency_ms")))
-        found.append(("teacher", percent(teacher.get(metric), digits), "", "", "", *cost, "", ""))
+        found.append(("teacher", figure.said(teacher.get(figure.key)), "", "", "", *cost, "", ""))
     for row in sorted(comparison["methods"], key=lambda r: r["role"]):
         found.append(
             (
                 row["name"],
-                plus_minus(row[metric], digits),
-                difference(row["gain"], digits),
+                figure.plus_minus(row[figure.key]),
+                figure.difference(row["gain"]),
                 verdict(row["gain"]) or ("best control" if row["entry"] == comparison["best_control"] else "control"),
                 percent(row["agreement"]["mean"]) if row.get("agreement") else "–",
                 count(row["parameters"]),
@@ -51,22 +42,14 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     return found
 
 
-def difference(gain: dict[str, Any] | None, digits: int) -> str:
-    """``"+1.2 (+0.4 to +2.0)"``, in points."""
-    if gain is None:
-        return ""
-    span = interval(gain, digits, sign=True)
-    return signed(gain["mean"], digits) + (f" ({span})" if span else "")
-
-
 def caption(comparison: dict[str, Any]) -> str:
     """What the numbers are."""
-    seeds, name = len(comparison["seeds"]), heading(metric_of(comparison)[1])
-    data = comparison["data"]
+    seeds, figure, data = len(comparison["seeds"]), figure_of(comparison), comparison["data"]
     spread = f"mean and 95% interval (Student's t) over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
     return (
-        f"{name} on {data['samples']} {data['split']} samples, {spread}; differences in points, paired by seed. "
-        "A gain is a difference whose interval excludes zero."
+        f"{heading(figure.name)} on {data['samples']} {data['split']} samples, {spread}; "
+        f"differences{' in points' if figure.share else ''}, paired by seed. "
+        f"A gain is a difference{' below zero' if figure.lower else ''} whose interval excludes zero."
     )
 
 

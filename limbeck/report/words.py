@@ -7,19 +7,6 @@ from typing import Any
 
 MINUS = "\u2212"
 
-#: Headline metrics as people say them.
-METRICS = {"accuracy": "accuracy", "map_macro": "mAP"}
-
-
-def metric_of(comparison: dict[str, Any]) -> tuple[str, str]:
-    """What a comparison compares by: its key, and what people call it.
-
-    >>> metric_of({"metric": "map_macro"})
-    ('map_macro', 'mAP')
-    """
-    key = comparison.get("metric", "accuracy")
-    return key, METRICS.get(key, key)
-
 
 def heading(name: str) -> str:
     """A name at the beginning of a line.
@@ -28,11 +15,6 @@ def heading(name: str) -> str:
     ('Average precision', 'mAP')
     """
     return name[0].upper() + name[1:] if name[:2].islower() else name
-
-
-def headline_of(facts: dict[str, Any]) -> str | None:
-    """The headline metric that a run's facts have, if any."""
-    return next((key for key in METRICS if facts.get(key) is not None), None)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -55,13 +37,13 @@ def percent(value: float | None, digits: int = 1) -> str:
     return number(None if value is None else 100 * value, digits)
 
 
-def signed(value: float | None, digits: int = 1) -> str:
-    """A difference of shares in points, with its sign.
+def signed(value: float | None, digits: int = 1, times: float = 100) -> str:
+    """A difference with its sign: of shares in points, of other numbers (``times`` 1) as it is.
 
-    >>> signed(0.0123), signed(-0.0123)
-    ('+1.2', '−1.2')
+    >>> signed(0.0123), signed(-0.0123), signed(-0.25, 2, 1)
+    ('+1.2', '−1.2', '−0.25')
     """
-    text = percent(value, digits)
+    text = number(None if value is None else times * value, digits)
     return text if value is None or text.startswith(MINUS) or float(text) == 0 else f"+{text}"
 
 
@@ -119,88 +101,3 @@ def duration(seconds: float | None) -> str:
 def digits_for(samples: int) -> int:
     """Decimals of a percentage that so many samples bear."""
     return 1 if samples < 5000 else 2
-
-
-def interval(facts: dict[str, Any] | None, digits: int, sign: bool = False) -> str:
-    """An interval of shares (cut at 0 and 100) or of differences: ``"91.2 to 93.0"``; empty where there is none."""
-    if not facts or not facts.get("interval"):
-        return ""
-    low, high = facts["interval"]
-    if sign:
-        return f"{signed(low, digits)} to {signed(high, digits)}"
-    return f"{percent(max(low, 0.0), digits)} to {percent(min(high, 1.0), digits)}"
-
-
-def plus_minus(facts: dict[str, Any] | None, digits: int) -> str:
-    """A mean with half its interval: ``"92.1 ± 0.9"``."""
-    if not facts:
-        return "–"
-    mean = percent(facts["mean"], digits)
-    if not facts.get("interval"):
-        return mean
-    return f"{mean} ± {percent((facts['interval'][1] - facts['interval'][0]) / 2, digits)}"
-
-
-def named(comparison: dict[str, Any], entry: str | None) -> str:
-    """What people call a line of a comparison."""
-    return next((row["name"] for row in comparison["methods"] if row["entry"] == entry), str(entry))
-
-
-def verdict(gain: dict[str, Any] | None) -> str:
-    """A difference in one or two words."""
-    if gain is None:
-        return ""
-    if gain["verdict"] == "unclear":
-        return "within noise" if gain.get("interval") else "one seed"
-    return str(gain["verdict"])
-
-
-def findings(comparison: dict[str, Any]) -> list[str]:
-    """What a comparison says, in sentences: first what is above or below the best control, then what is not told."""
-    digits, seeds = digits_for(comparison["data"]["samples"]), len(comparison["seeds"])
-    methods = [row for row in comparison["methods"] if row["role"] == "method"]
-    best = comparison.get("best_control")
-    if best is None:
-        return ["There are no controls in this comparison, so nothing here can be called a gain."]
-    control = named(comparison, best)
-    if all(row["gain"] is None or row["gain"]["interval"] is None for row in methods):
-        return ["One seed tells nothing of how results vary, so no difference here is called a gain."]
-    said = []
-    for kind, words in (("gain", "gains {} points over"), ("loss", "loses {} points to")):
-        for row in sorted(methods, key=lambda r: -abs(r["gain"]["mean"]) if r["gain"] else 0):
-            if row["gain"] and row["gain"]["verdict"] == kind:
-                size = percent(abs(row["gain"]["mean"]), digits)
-                span = interval(row["gain"], digits, sign=True)
-                said.append(f"{row['name']} {words.format(size)} the best control, {control} (95% interval {span}).")
-    unclear = [row for row in methods if row["gain"] and row["gain"]["verdict"] == "unclear"]
-    if unclear:
-        spans = "; ".join(
-            f"{row['name']} {signed(row['gain']['mean'], digits)} ({interval(row['gain'], digits, sign=True)})"
-            for row in unclear
-        )
-        said.append(f"Within noise of the best control, {control}, over {seeds} seeds: {spans}.")
-    return said
-
-
-def cautions(comparison: dict[str, Any]) -> list[str]:
-    """How to read the intervals, and what they do not cover."""
-    methods = sum(row["role"] == "method" for row in comparison["methods"])
-    seeds = len(comparison["seeds"])
-    said = [
-        f"Intervals are 95%, Student's t over {seeds} seeds; differences are paired by seed. They speak of other seeds "
-        "of this training on these data, not of other data, schedules or models.",
-        "A difference is called a gain or a loss only where its interval excludes zero. Intervals of results are "
-        "shown cut at 0 and 100.",
-    ]
-    if methods > 1:
-        said.append(
-            f"Each of the {methods} methods is judged by itself: of twenty that do nothing, one would be expected "
-            "outside its interval by chance."
-        )
-    for name, reason in comparison.get("left_out", {}).items():
-        said.append(f"The control {name} was left out: {reason}.")
-    if seeds < 5:
-        said.append(f"With {seeds} seeds intervals are wide; real differences of a point or less can hide in them.")
-    if comparison["data"]["split"] != "test":
-        said.append(f"Measured on the {comparison['data']['split']} split: there is no test split in this source.")
-    return said

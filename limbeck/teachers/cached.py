@@ -12,6 +12,7 @@ from limbeck.cache.folder import Cache
 from limbeck.cache.prints import row_prints
 from limbeck.core.batch import Batch, map_tensors
 from limbeck.core.errors import CacheError
+from limbeck.core.teacher import teacher_mask
 from limbeck.core.top_k import TopK
 from limbeck.core.trace import Trace
 
@@ -119,7 +120,7 @@ class CachedTeacher:
     def _values(self, batch: Batch) -> dict[str, Any]:
         held = self._held(batch)
         if held is None:
-            index, view, mask = batch.require("index"), self._view(batch), batch.mask
+            index, view, mask = batch.require("index"), self._view(batch), teacher_mask(batch)
             read = self.cache.read(index, view, None if mask is None else mask.cpu())
             found = map_tensors(read, lambda t: t.to(self.device, non_blocking=True))
         else:

@@ -13,7 +13,9 @@ from limbeck.report.charts.heatmap import heatmap
 from limbeck.report.charts.reliability import reliability
 from limbeck.report.charts.span import scale_for, span
 from limbeck.report.charts.svg import Scale, ticks
+from limbeck.report.figure import Figure
 
+SHARE = Figure("accuracy", "accuracy")
 HOSTILE = "<script>alert('&')</script>\""
 
 
@@ -61,7 +63,7 @@ def test_names_are_escaped_everywhere():
         reliability(HOSTILE, bins, "m0"),
         heatmap(HOSTILE, cka),
         *by_class([HOSTILE, "b"], [(HOSTILE, "m0", [0.1, 0.2])]),
-        span(HOSTILE, 0.5, [0.4, 0.6], [0.5], scale_for([0.4, 0.6]), [], "m0"),
+        span(HOSTILE, 0.5, [0.4, 0.6], [0.5], scale_for([0.4, 0.6]), [], "m0", SHARE),
     ):
         assert "<script" not in str(picture)
         assert not [e for e in parsed(picture).iter() if e.tag.endswith("script")]
@@ -102,7 +104,8 @@ def test_many_classes_show_where_models_differ_most():
 def test_spans_share_one_axis():
     scale = scale_for([0.4, 0.6])
     low, high = (
-        parsed(span("x", mean, None, [mean], scale, [], "m0")).findall("circle")[-1].get("cx") for mean in (0.4, 0.6)
+        parsed(span("x", mean, None, [mean], scale, [], "m0", SHARE)).findall("circle")[-1].get("cx")
+        for mean in (0.4, 0.6)
     )
     assert float(low) < 40
     assert float(high) > 180
@@ -112,7 +115,7 @@ def test_what_lies_far_below_the_rest_is_an_arrow_and_does_not_press_them_togeth
     values = [0.45, 0.5, 0.89, 0.9, 0.92, 0.95]
     scale = scale_for(values)
     assert scale(0.89) < 30
-    root = parsed(span("random", 0.47, [0.3, 0.6], [0.45, 0.5], scale, [], "k0"))
+    root = parsed(span("random", 0.47, [0.3, 0.6], [0.45, 0.5], scale, [], "k0", SHARE))
     assert not root.findall("circle")
     assert root.find("polygon").find("title").text == "random: 47.00%, off the axis"
     assert scale_for([0.5, 0.5, 0.5, 0.9])(0.5) == pytest.approx(18.9, abs=0.1)
