@@ -122,7 +122,8 @@ def _padded_positions(case: Case, scene: Scene, counts: Tensor) -> Outcome:
     def longer(tensor: Tensor) -> Tensor:
         if tensor.shape[:2] != counts.shape:
             return tensor
-        return torch.cat([tensor, torch.full_like(tensor[:, :2], 3)], dim=1)
+        whole = not tensor.is_floating_point() and tensor.dtype != torch.bool  # numbers of something: of nothing here
+        return torch.cat([tensor, torch.full_like(tensor[:, :2], -1 if whole else 3)], dim=1)
 
     labels = scene.batch.labels
     if labels is not None and labels.shape[:2] == counts.shape:

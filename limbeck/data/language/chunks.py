@@ -48,7 +48,7 @@ def aligned_chunks(ends: Tensor, counts: Tensor, teacher_ends: Tensor, teacher_c
     borders[:, 0] = -1
 
     def numbers(read: Tensor, counted: Tensor) -> Tensor:
-        behind = torch.searchsorted(borders, read, right=True).clamp(max=borders.shape[1] - 1)
+        behind = torch.searchsorted(borders, read.contiguous(), right=True).clamp(max=borders.shape[1] - 1)
         begin, end = borders.gather(1, behind - 1), borders.gather(1, behind)
         first = order.gather(1, torch.searchsorted(begun, begin).clamp(max=begun.shape[1] - 1))
         return torch.where(counted & opens(begin) & closes(end), first, -1)

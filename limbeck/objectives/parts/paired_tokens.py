@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError, TensorError
-from limbeck.core.reduction import check_floating, fit_mask
+from limbeck.core.reduction import check_floating, fit_mask, reduce
+from limbeck.core.relations import pooled
 
 Pairing = Literal["order", "text"]
 
@@ -98,6 +99,87 @@ def partners(values: Tensor, pairs: Tensor | None) -> Tensor:
         return values
     index = pairs.clamp(min=0).reshape(*pairs.shape, *[1] * (values.ndim - 2))
     return values.gather(1, index.expand(*pairs.shape, *values.shape[2:]))
+
+
+class Chunks(NamedTuple):
+    """Which places tell of which chunk of text; see ``limbeck.data.language.aligned_chunks``.
+
+    Args:
+        student: ``[B, L]``, the number of each place's chunk: the student's first place in it; -1 where there is none.
+        teacher: ``[B, L']``, the same of the teacher's places.
+        labels: ``[B, L']``, the token that each place of the teacher predicts; negative where that does not count.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+
+
+def chunks_of(batch: Batch, student: Tensor, teacher: Tensor) -> Chunks | None:
+    """The chunks of a batch of two tokenizers; ``None`` where it has one.
+
+    Args:
+        batch: With ``extras`` ``chunk [B, L]``, ``teacher_chunk`` and ``teacher_labels [B, L']``, if of two.
+        student: Logits ``[B, L, C]``.
+        teacher: ``[B, L', C']``.
+
+    Raises:
+        DataError: Models that answer at other places, and a batch that does not say of what.
+        TensorError: Chunks of other shapes.
+    """
+    found = [batch.extras.get(name) for name in ("chunk", "teacher_chunk", "teacher_labels")]
+    if found[1] is None or found[0] is None or found[2] is None:
+        if batch.teacher_inputs is None and student.shape[:-1] == teacher.shape[:-1]:
+            return None
+        raise DataError(
+            "the batch does not say which tokens of the two tokenizers are the same text",
+            where="batch.extras['chunk']",
+            remedy="use data of limbeck.data.language with the teacher's tokenizer, or aligned_chunks of it",
+        )
+    check_floating(student, "student_logits", least=3)
+    check_floating(teacher, "teacher_logits", least=3)
+    _check_shape(found[0], student.shape[:2], "chunk")
+    _check_shape(found[1], teacher.shape[:2], "teacher_chunk")
+    _check_shape(found[2], teacher.shape[:2], "teacher_labels")
+    return Chunks(found[0], found[1], found[2])
+
+
+def chunk_sums(
+    values: Tensor, counts: Tensor, teacher_values: Tensor, teacher_counts: Tensor, chunks: Chunks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the places of each chunk, at its number: the student's, the teacher's, and whether the chunk is whole.
+
+    Args:
+        values, counts: ``[B, L]`` of the student's places.
+        teacher_values, teacher_counts: ``[B, L']`` of the teacher's.
+        chunks: Which places are of which.
+
+    >>> chunks = Chunks(torch.tensor([[0, 0, -1]]), torch.tensor([[-1, 0]]), torch.zeros(1, 2))
+    >>> every, ones = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3)
+    >>> chunk_sums(ones, every, 5 * ones[:, 1:], every[:, 1:], chunks)[:2]
+    (tensor([[2., 0., 0.]]), tensor([[5., 0., 0.]]))
+    """
+    sums, whole = [], torch.ones_like(counts)
+    for of, each, counted in (
+        (chunks.student, values, counts),
+        (chunks.teacher, teacher_values, teacher_counts),
+    ):
+        inside, place = of >= 0, of.clamp(min=0)
+        sums.append(each.new_zeros(values.shape).scatter_add(1, place, each.masked_fill(~(inside & counted), 0.0)))
+        number = torch.zeros_like(chunks.student).scatter_add(1, place, inside.long())
+        known = torch.zeros_like(chunks.student).scatter_add(1, place, (inside & counted).long())
+        whole = whole & (number == known) & (number > 0)
+    return sums[0], sums[1], whole
+
+
+def by_sample(values: Tensor, counts: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean of ``[B, *]`` over what counts in each sample, then over the samples of which the mask leaves a place.
+
+    A sample of which nothing counts adds 0.
+    """
+    samples = None if mask is None else mask.reshape(len(mask), -1).any(dim=1)
+    each, _ = pooled(values.flatten(1).unsqueeze(2), counts.flatten(1)) if values.ndim > 1 else (values, None)
+    return reduce(each.reshape(len(values)).masked_fill(~counts.reshape(len(values), -1).any(dim=1), 0.0), samples)
 
 
 def _first(ends: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:

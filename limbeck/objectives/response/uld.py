@@ -9,9 +9,8 @@ from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.objective import Contract, Objective
 from limbeck.core.reduction import Reduction, check_floating, check_positive, check_same_shape, fit_mask, reduce, widen
-from limbeck.core.relations import pooled
 from limbeck.core.trace import Trace
-from limbeck.objectives.parts.paired_tokens import Pairing, pairs_of, partners
+from limbeck.objectives.parts.paired_tokens import Pairing, by_sample, pairs_of, partners
 
 
 def uld_loss(
@@ -62,16 +61,11 @@ def uld_loss(
     size = max(p.shape[-1] for p in ordered)
     q, p = (torch.nn.functional.pad(o, (0, size - o.shape[-1])) for o in ordered)
     values = (q - p).abs().sum(dim=-1)
-    return by_sample(values, mask) if reduction == "mean" else reduce(values, mask, reduction)
-
-
-def by_sample(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean of ``[B, *]`` over each sample's places that count, then over the samples that have any."""
-    if values.ndim == 1:
-        return reduce(values, mask)
-    counts = None if mask is None else fit_mask(mask, values).flatten(1)
-    each, some = pooled(values.flatten(1).unsqueeze(2), counts)
-    return reduce(each.squeeze(1), some)
+    if reduction != "mean":
+        return reduce(values, mask, reduction)
+    return by_sample(
+        values, torch.ones_like(values, dtype=torch.bool) if mask is None else fit_mask(mask, values), mask
+    )
 
 
 @register(
@@ -129,5 +123,4 @@ class ULD(Objective):
         if pairs is None:
             return uld_loss(student.logits, said, temperature=self.temperature, mask=batch.mask)
         values = uld_loss(student.logits, said, temperature=self.temperature, reduction="none")
-        each, _ = pooled(values.unsqueeze(2), pairs >= 0)
-        return reduce(each.squeeze(1), None if batch.mask is None else batch.mask.reshape(len(each), -1).any(dim=1))
+        return by_sample(values, pairs >= 0, batch.mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +27,7 @@ def plain(ends: Line, counts: list[bool], others: Line, other_counts: list[bool]
     opens, closes = begun & other_begun, ended & other_ended
     borders = sorted(opens | closes)
     own, theirs = [-1] * len(ends), [-1] * len(others)
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in pairwise(borders):
         if begin in opens and end in closes:
             number = next(t for t in range(len(ends)) if counts[t] and ends[t] == begin)
             for reads, counted, found in ((ends, counts, own), (others, other_counts, theirs)):
