@@ -14,16 +14,26 @@ from limbeck.core.teacher import FrozenTeacher, teacher_inputs
 from limbeck.core.trace import logits_of
 from limbeck.data.language.apart import check_packs
 from limbeck.data.language.loader import LanguageLoader
+from limbeck.data.language.tokens import Tokens
 from limbeck.data.language.vocabulary import compare_vocabularies, refuse_other
 
 
 def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch) -> int | None:
+    """:func:`check_tokens` of what a loader gives."""
+    split = loader.split
+    return check_tokens(distiller, example, split.tokens, split.teacher_tokens, pack=loader.rows.layout.pack)
+
+
+def check_tokens(
+    distiller: Distiller, example: Batch, tokens: Tokens, teacher_tokens: Tokens | None = None, *, pack: bool = False
+) -> int | None:
     """See that documents of a pack stay apart in both models, and that what is compared is of the same tokens.
 
     Args:
         distiller: On its device; it need not be set up.
-        loader: Of what it will learn from.
-        example: A small batch of it, on the same device.
+        example: A small batch of what it will learn from, on the same device.
+        tokens, teacher_tokens: The tokenizers; ``None``: the teacher's is the student's.
+        pack: Its rows are packs.
 
     Returns:
         How many logits stand for the same tokens, where one model has more of them; else ``None``.
@@ -36,15 +46,15 @@ def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch)
     judge, where = distiller.teacher, distiller._logits
     model = judge.model if isinstance(judge, FrozenTeacher) else None
     teacher_where = judge.where if isinstance(judge, FrozenTeacher) else None
-    if loader.rows.layout.pack:
+    if pack:
         check_packs(distiller.student, example, logits=where)
         if model is not None:
             check_packs(model, example, logits=teacher_where, teacher=True)
     found = compare_vocabularies(
-        loader.split.tokens,
-        loader.split.teacher_tokens,
-        student_width=_width(distiller.student, example.inputs, where),
-        teacher_width=None if model is None else _width(model, teacher_inputs(example), teacher_where),
+        tokens,
+        teacher_tokens,
+        student_width=width_of(distiller.student, example.inputs, where),
+        teacher_width=None if model is None else width_of(model, teacher_inputs(example), teacher_where),
     )
     comparing = tuple(_key(name, o) for name, o, _ in distiller.loss.items() if o.teacher_taps)
     if comparing:
@@ -52,7 +62,7 @@ def check_language(distiller: Distiller, loader: LanguageLoader, example: Batch)
     return found.size if found.kind == "padded" else None
 
 
-def _width(model: nn.Module, inputs: Any, where: str | None) -> int:
+def width_of(model: nn.Module, inputs: Any, where: str | None = None) -> int:
     """How many logits a model has. One that has too few rows for its inputs is not run: devices do not survive that."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     table = getattr(embeddings, "weight", None)
