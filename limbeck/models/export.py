@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +20,20 @@ from torch import Tensor, nn
 
 from limbeck.core.batch import Batch, map_tensors
 from limbeck.core.errors import LimbeckError, MissingExtra, ModelError, did_you_mean
-from limbeck.core.files import flush, write_json
+from limbeck.core.files import flush, write_json, write_text
 from limbeck.core.survey import call_model, dry
 from limbeck.core.trace import logits_of
+from limbeck.models.card import model_card
 from limbeck.models.describe import parameters
 from limbeck.models.heads import head_of
-from limbeck.models.student import describe_inputs, example_inputs, load_student, read_student, save_student
+from limbeck.models.student import (
+    describe_inputs,
+    example_inputs,
+    load_student,
+    read_student,
+    save_student,
+    student_folder,
+)
 from limbeck.models.weights import load_weights
 
 Form = Literal["safetensors", "onnx", "transformers"]
@@ -51,8 +61,10 @@ def export(
     ``safetensors``   ``model.safetensors``: the plain state dict; ``student.json``: what is needed to build it again
     ``onnx``          ``model.onnx`` for any batch size (and number of tokens), its inputs by the model's own names, its
                       output ``logits``; ``student.json``
-    ``transformers``  a folder for ``from_pretrained``; for students that are transformers models
+    ``transformers``  a folder for ``from_pretrained`` with a model card; for students that are transformers models
     ================  ==================================================================================================
+
+    A language model's tokenizer lies beside it where the student is a run's.
 
     Nothing appears in ``path`` before it has been compared.
 
@@ -83,8 +95,9 @@ def export(
             "no such form", where="to", found=repr(to), wanted=wanted, remedy=did_you_mean(to, get_args(Form))
         )
     about: dict[str, Any] = {}
+    beside: Path | None = None
     if not isinstance(student, nn.Module):
-        about = read_student(student)
+        beside, about = student_folder(student), read_student(student)
         student = load_student(student)
     logits = logits if logits is not None else about.get("logits")
     inputs = _inputs(example, about, student)
@@ -108,6 +121,11 @@ def export(
                 wanted=f"at most {tolerance:.2g}",
                 remedy="nothing was written; look for parts of the forward that depend on values or on randomness",
             )
+        if beside is not None:
+            for name in map(os.path.basename, about.get("tokenizer", ())):
+                shutil.copyfile(beside / name, Path(folder) / name)
+        if to == "transformers":
+            write_text(Path(folder) / "README.md", model_card(type(student).__name__, about, _result(beside)))
         files = _move(Path(folder), path)
     samples = expected.shape[0]
     return {
@@ -119,6 +137,12 @@ def export(
         "tolerance": tolerance,
         "samples": samples,
     }
+
+
+def _result(beside: Path | None) -> dict[str, Any] | None:
+    """What the run came to whose student lies here."""
+    file = None if beside is None else beside.parent / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else None
 
 
 def _inputs(example: Any, about: dict[str, Any], student: nn.Module) -> Any:

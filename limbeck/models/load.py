@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def load_model(
     image_size: int | None = None,
     in_features: int | None = None,
     vocabulary: int | None = None,
+    marks: Mapping[str, int | None] | None = None,
     weights: str | os.PathLike[str] | None = None,
     auto: str | None = None,
     pretrained: bool | None = None,
@@ -63,6 +65,7 @@ def load_model(
         image_size: Height of an image, for models that must know it.
         in_features: Length of a feature vector, for models that take such.
         vocabulary: Number of token ids, for models of texts that must know it.
+        marks: Ids of the tokens that begin, end and fill up a text (``bos``, ``eos``, ``pad``), for models that write.
         weights: File or folder for :func:`load_weights`, read strictly; of the model with its head or without it.
         auto: A transformers class such as ``"AutoModelForImageClassification"``; a new model that is told a vocabulary
             and no classes is an ``AutoModelForCausalLM``.
@@ -102,7 +105,8 @@ def load_model(
         model = from_transformers(name.removeprefix("hf:"), given, auto, pretrained is not False, options)
     elif name.startswith("transformers:"):
         _refuse(name, {}, pretrained=pretrained)
-        model = new_transformers(name.removeprefix("transformers:"), given, auto, options)
+        told = {f"{mark}_token_id": number for mark, number in (marks or {}).items()}
+        model = new_transformers(name.removeprefix("transformers:"), given, auto, {**told, **options})
     elif isinstance(spec, str) and zoo.is_known(name):
         _refuse(name, {}, auto=auto, pretrained=pretrained)
         model = zoo.create(name, **given, **options)

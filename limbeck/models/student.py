@@ -24,7 +24,7 @@ def read_student(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ModelError: There is none, or it is damaged.
     """
-    file = _student_folder(folder) / "student.json"
+    file = student_folder(folder) / "student.json"
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -48,7 +48,7 @@ def load_student(folder: str | os.PathLike[str]) -> nn.Module:
         >>> load_student(folder.name)(torch.zeros(2, 3, 4, 4)).shape
         torch.Size([2, 10])
     """
-    about, place = read_student(folder), _student_folder(folder)
+    about, place = read_student(folder), student_folder(folder)
     head = about.get("head")
     if about.get("model") is None:
         put = "" if head is None else f"call put_head(model, {head!r}), "
@@ -130,7 +130,8 @@ def example_inputs(description: Any) -> Any:
     return noise.to(dtype)
 
 
-def _student_folder(folder: str | os.PathLike[str]) -> Path:
+def student_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder with ``student.json`` that a run's folder has, or that this is."""
     for place in (Path(folder), Path(folder) / "student"):
         if (place / "student.json").is_file():
             return place

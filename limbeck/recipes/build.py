@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,7 +16,9 @@ from limbeck.core.hashing import key
 from limbeck.core.objective import Objective, Terms
 from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.data.build import Resident, build_loader
+from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.language.split import LanguageSplit
+from limbeck.data.language.tokens import Tokens
 from limbeck.data.loader import Loader
 from limbeck.data.order import epoch_order
 from limbeck.data.sources.load import load_source
@@ -43,9 +45,13 @@ def as_teacher_reads(data: Data, source: DataSource, sizes: Sizes) -> tuple[Data
         if f"teacher_{name}" in options:
             options[name] = options.pop(f"teacher_{name}")
     data = data.model_copy(update={"options": options})
-    source = source_of(data)
-    assert isinstance(source.train, LanguageSplit)
-    return data, source, replace(sizes, vocabulary=source.train.vocabulary)
+    return data, source_of(data), teacher_sizes(source.train, sizes)
+
+
+def teacher_sizes(split: Split, sizes: Sizes) -> Sizes:
+    """What a teacher is built for: what the student is, but for its own tokens where it has such."""
+    tokens = split.teacher_tokens if isinstance(split, LanguageSplit) else None
+    return sizes if tokens is None else replace(sizes, vocabulary=tokens.size, marks=marks_of(tokens))
 
 
 def fewer(split: Split, samples: int | None, seed: int = 0) -> Split:
@@ -100,6 +106,11 @@ def check_loader(data: Data, split: Split, device: torch.device | str = "cpu") -
     return build_loader(split, batch_size=split.measured, train=False, normalise=data.normalize, device=device)
 
 
+def marks_of(tokens: Tokens) -> dict[str, int | None]:
+    """Ids of the tokens that begin, end and fill up a text."""
+    return {name: getattr(tokens, name) for name in ("bos", "eos", "pad")}
+
+
 _PLAYERS = 10  # keeps the seeds of further models apart from other draws
 _BESIDE = {"spec", "weights", "auto", "pretrained", "head"}
 
@@ -114,6 +125,7 @@ class Sizes:
         image_size: Height of an image.
         in_features: Length of a feature vector, ``None`` where inputs are none.
         vocabulary: Number of token ids, ``None`` where inputs are no texts.
+        marks: Ids of the tokens that begin, end and fill up a text (``bos``, ``eos``, ``pad``), of language models.
     """
 
     num_classes: int | None = None
@@ -121,16 +133,19 @@ class Sizes:
     image_size: int | None = None
     in_features: int | None = None
     vocabulary: int | None = None
+    marks: dict[str, int | None] | None = None
 
     @classmethod
-    def of(cls, batch: Batch, classes: int | None, vocabulary: int | None = None) -> Sizes:
-        """The sizes that a batch shows, and those that its loader knows."""
-        inputs = batch.inputs
-        if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or inputs.ndim not in (2, 4):
-            return cls(classes, vocabulary=vocabulary)
-        return cls(classes, *inputs.shape[1:3]) if inputs.ndim == 4 else cls(classes, in_features=inputs.shape[1])
+    def of(cls, loader: Loader, example: Batch | None = None) -> Sizes:
+        """The sizes that a loader knows, and those that its batches show."""
+        inputs = (loader.example(1) if example is None else example).inputs
+        if isinstance(inputs, torch.Tensor) and inputs.is_floating_point() and inputs.ndim in (2, 4):
+            shape = inputs.shape[1:]
+            return cls(loader.classes, *shape[:2]) if inputs.ndim == 4 else cls(loader.classes, in_features=shape[0])
+        known = marks_of(loader.split.tokens) if isinstance(loader, LanguageLoader) else None
+        return cls(loader.classes, vocabulary=loader.vocabulary, marks=known)
 
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Those that are known, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 

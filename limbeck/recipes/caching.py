@@ -72,7 +72,7 @@ def build_cache(
         )
     folder, source = Path(place), source_of(recipe.data)
     loader = _indexed(train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed, device))
-    sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
+    sizes = Sizes.of(loader)
     teacher = teacher_of(recipe, source, sizes, folder.parent / "teachers", device=device, quiet=quiet)
     assert teacher is not None
     codecs = {tap: HALF if codec is None else codec for tap, codec in (store or _asked(recipe)).items()}
@@ -128,7 +128,7 @@ def verify_cache(recipe: Recipe, caches: Sequence[Cache], samples: int = 64) -> 
         )
         cache.refuse_other_views(loader)
         if teacher is None:
-            sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
+            sizes = Sizes.of(loader)
             model = teacher_of(recipe, source, sizes, cache.folder.parent.parent / "teachers", quiet=True)
             assert model is not None
             teacher = FrozenTeacher(model, logits=spec.logits)

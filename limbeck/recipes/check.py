@@ -34,7 +34,7 @@ from limbeck.data.tasks import TASKS
 from limbeck.models import load_weights, zoo
 from limbeck.models.heads import check_head
 from limbeck.models.load import with_head
-from limbeck.recipes.build import Sizes, cast_of, fewer, model_of, scheme_of, source_of, train_loader
+from limbeck.recipes.build import Sizes, cast_of, fewer, model_of, scheme_of, source_of, teacher_sizes, train_loader
 from limbeck.recipes.caching import cache_of, cached_teacher
 from limbeck.recipes.document import Document
 from limbeck.recipes.load import read
@@ -81,7 +81,6 @@ class _Check:
         self.usable, self.problems = sections(document)
         self.batch: Batch | None = None
         self.info = DataInfo()
-        self.vocabulary: int | None = None
         self.cached: tuple[CachedTeacher, Batch] | None = None
         self.sizes = Sizes()
         self.loader: Loader | None = None  # of a few samples
@@ -91,11 +90,12 @@ class _Check:
         sizes = Sizes(10, 3, 32)  # names and options can be tried without the data
         if "data" in self.usable:
             self.data(self.usable["data"])
-            if self.batch is not None:
-                sizes = self.sizes = Sizes.of(self.batch, self.info.classes, self.vocabulary)
+            if self.batch is not None and self.loader is not None:
+                sizes = self.sizes = Sizes.of(self.loader, self.batch)
         student = self.model(("student",), sizes) if "student" in self.usable else None
         spec = self.usable.get("teacher")
-        teacher = self.teacher(sizes) if spec is not None and spec.cache is None else None
+        other = teacher_sizes(self.loader.split, sizes) if isinstance(self.loader, LanguageLoader) else sizes
+        teacher = self.teacher(other) if spec is not None and spec.cache is None else None
         terms = self.loss(self.usable["loss"]) if "loss" in self.usable else {}
         if teacher is not None:
             teacher = self.head(("teacher",), teacher, self.usable["teacher"].head, None)
@@ -181,7 +181,6 @@ class _Check:
         self.loader = made
         if made is not None and self.batch is None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
-        self.vocabulary = split.vocabulary
         few_batches = made.plain if made is not None else None  # what is made of all samples is tried on these
         self.info = DataInfo(train.samples, train.labels, split.class_count, few_batches, task=split.task)
 
@@ -194,7 +193,7 @@ class _Check:
         cache = cache_of(spec, data)
         assert cache is not None
         loader = train_loader(data, train, 0, cache=cache, resident=False)  # a few samples tell
-        sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
+        sizes = Sizes.of(loader)
         return cached_teacher(spec, data, cache, loader, sizes), loader.example(_TRIED)
 
     def held_out(self, source: DataSource) -> None:

@@ -13,7 +13,7 @@ from limbeck.core.catalogue import check_options
 from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.core.teacher import teacher_inputs
 from limbeck.models.describe import flops
-from limbeck.recipes.build import Sizes, as_teacher_reads, fewer, model_of, source_of, train_loader
+from limbeck.recipes.build import Sizes, fewer, model_of, source_of, teacher_sizes, train_loader
 from limbeck.recipes.document import parse_value
 from limbeck.recipes.schema import Named, Recipe, Term, usual_head, usual_terms
 from limbeck.schemes.scheme import carded, options
@@ -288,9 +288,9 @@ def with_budget(recipe: Recipe, entries: list[Entry], most: float | None = None)
     source = source_of(recipe.data)
     loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed)
     example = loader.example(1)
-    sizes = Sizes.of(example, loader.classes, loader.vocabulary)
+    sizes = Sizes.of(loader, example)
     own = flops(model_of(recipe.student, sizes, 0, weights=False), example.inputs)
-    teacher = model_of(recipe.teacher, as_teacher_reads(recipe.data, source, sizes)[2], 0, weights=False)
+    teacher = model_of(recipe.teacher, teacher_sizes(source.train, sizes), 0, weights=False)
     other = flops(teacher, teacher_inputs(example))
     times = (3 * own + other) / (3 * own) if own else 1.0
     if most is not None and times > most:

@@ -27,7 +27,7 @@ def against(recipe: Recipe, folder: Path, teachers: Path, result: dict[str, Any]
         return json.loads(file.read_text(encoding="utf-8"))
     source, device = source_of(recipe.data), device_of(recipe.train)
     loader = check_loader(recipe.data, held_out(source)[1], device)
-    sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
+    sizes = Sizes.of(loader)
     teacher = teacher_of(recipe, source, sizes, teachers, device=device)
     assert teacher is not None
     assert recipe.teacher is not None

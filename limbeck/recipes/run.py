@@ -70,7 +70,7 @@ def run(
         write_text(out / "recipe.yaml", dump(recipe.written()))
     source, cache = source_of(recipe.data), cache_of(recipe.teacher, recipe.data)
     loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed, device, cache=cache)
-    sizes = Sizes.of(loader.example(1), loader.classes, loader.vocabulary)
+    sizes = Sizes.of(loader)
     beside = Path(teachers) if teachers is not None else out.parent / "teachers"
     model: nn.Module | None = None
     teacher: nn.Module | Teacher | None
@@ -84,7 +84,13 @@ def run(
     fitted = perform(scheme_of(recipe.scheme), cast, out=out, resume=resume, quiet=quiet)
     if not main:
         return {}
-    spec, example = recipe.student, loader.example(2)
+    spec, inputs, beside_it = recipe.student, loader.example(2).inputs, text_of(source)
+    if isinstance(source.train, LanguageSplit):  # what packs have beside their tokens is for training alone
+        ids = inputs["input_ids"]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        source.train.tokens.save(out / "student")
+        files = {file.name for file in (out / "student").iterdir()} - {"model.safetensors", "student.json"}
+        beside_it = {"tokenizer": sorted(files)}
     chosen = settle_head(fitted.student, validation.batches()) if validation is not None and source.test else {}
     save_student(
         fitted.student,
@@ -93,13 +99,16 @@ def run(
         options={**sizes.options(), **spec.options},
         auto=spec.auto,
         logits=spec.logits,
-        inputs=describe_inputs(example.inputs),
+        inputs=describe_inputs(inputs),
         classes=source.classes,
         normalize=loader.describe().get("normalise"),
-        **text_of(source),
+        learned={
+            "teacher": None if recipe.teacher is None else recipe.teacher.model or recipe.teacher.cache,
+            "scheme": recipe.scheme.name,
+            "loss": recipe.written()["loss"],
+        },
+        **beside_it,
     )
-    if isinstance(source.train, LanguageSplit):
-        source.train.tokens.save(out / "student")
     name, split = held_out(source)
     place = next((p.device for p in fitted.student.parameters()), torch.device("cpu"))
     measured = check_loader(recipe.data, split, place)

@@ -68,7 +68,7 @@ def recipe(methods: tuple[str, ...]) -> Recipe:
 def digits() -> tuple[Loader, Sizes, list[Batch]]:
     data = recipe(("kd",)).data
     loader = train_loader(data, fewer(source_of(data).train, data.samples), 0)
-    return loader, Sizes.of(loader.example(1), loader.classes), list(loader.batches())[:2]
+    return loader, Sizes.of(loader), list(loader.batches())[:2]
 
 
 def train(methods: tuple[str, ...]) -> tuple[nn.Module, list[Losses]]:

@@ -109,3 +109,34 @@ def test_other_tokens_from_a_cache_are_the_same(texts, tmp_path):
     first, second = (load_student(tmp_path / name / "student").state_dict() for name in ("online", "cached"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pack_trained_student_ships_whole(texts, tmp_path):
+    """Its folder loads in transformers, knows its end of text, and brings its tokenizer and a card."""
+    import transformers
+
+    from limbeck.models.export import export
+
+    options = {"tokenizer": {"bpe": 300}, "length": 48, "pack": True}
+    run(recipe(texts, data={"options": options}), tmp_path / "run", quiet=True)
+    facts = export(tmp_path / "run", "transformers", tmp_path / "shipped")
+    assert facts["max_difference"] <= facts["tolerance"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shipped")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "shipped")
+    assert model.config.eos_token_id == tokenizer.eos_token_id is not None
+    inputs = tokenizer("To be, or", return_tensors="pt")
+    assert (
+        model.generate(inputs["input_ids"], max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+    )
+    card = (tmp_path / "shipped" / "README.md").read_text()
+    assert "transformers:llama" in card
+    assert "perplexity" in card
+
+
+def test_the_check_reads_other_tokens(texts):
+    from limbeck.recipes.check import check
+
+    options = {"tokenizer": "bytes", "length": 48, "teacher_tokenizer": {"bpe": 300}}
+    assert check(recipe(texts, data={"options": options}, loss="uld")) == []
+    (problem,) = check(recipe(texts, data={"options": options}, loss="kd"))
+    assert "tokenizers" in str(problem)
