@@ -1,11 +1,11 @@
 """What one training step of each method costs over a step of plain KD on the same pair: time and memory.
 
 Student resnet20, teacher resnet56, images of 32 x 32 pixels. A method that needs queries or attention maps is
-measured on vision transformers instead, and one made for several labels, for coordinates or for pairs of
-images and texts on data of that kind, with the same networks where it can; KD always on the same pair and batch. Each
-method trains with what its card calls usual; KD with its own. Steps of both alternate, so that a busy machine slows
-both, and the median of the ratios of neighbours is told. Memory is the peak of the process during a step over what it
-held before (Linux; on CUDA the allocator's own peak).
+measured on vision transformers instead, one that needs embeddings of tokens on language models (64 tokens of 1000 a
+text), and one made for several labels, for coordinates or for pairs of images and texts on data of that kind, with the
+same networks where it can; KD always on the same pair and batch. Each method trains with what its card calls usual; KD
+with its own. Steps of both alternate, so that a busy machine slows both, and the median of the ratios of neighbours is
+told. Memory is the peak of the process during a step over what it held before (Linux; on CUDA the allocator's peak).
 
 Run: ``python benchmarks/method_cost.py [--batch 64] [--steps 5] [--device cuda] [--methods kd,dkd]``. The table goes to
 stderr, one line of JSON to stdout; ``--write`` keeps it in benchmarks/results.
@@ -43,6 +43,7 @@ from limbeck.teachers.several import SeveralTeachers
 
 RESULT = Path(__file__).parent / "results" / "method_cost.json"
 CLASSES, SAMPLES = 10, 50_000
+TOKENS, LENGTH = 1000, 64  # of the texts for language models
 Pair = tuple[nn.Module, nn.Module]
 
 
@@ -70,6 +71,19 @@ def crossed() -> Pair:
     return create("resnet20", num_classes=CLASSES), vision_transformer(192, 8)
 
 
+def language_model(width: int, depth: int) -> nn.Module:
+    """A Llama with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: Any = {"hidden_size": width, "num_hidden_layers": depth, "intermediate_size": 4 * width}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=TOKENS, num_attention_heads=4, **sizes))
+
+
+def languages() -> Pair:
+    """Two language models."""
+    return language_model(64, 2), language_model(128, 4)
+
+
 class Matcher(nn.Module):
     """Images and texts to match scores ``[B, B]``."""
 
@@ -90,6 +104,9 @@ def batch(kind: str, size: int, device: torch.device) -> Batch:
     """Random data of one kind."""
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(SAMPLES, generator=generator)[:size]
+    if kind == "language":
+        ids = torch.randint(0, TOKENS, (size, LENGTH + 1), generator=generator)
+        return Batch({"input_ids": ids[:, :-1], "use_cache": False}, ids[:, 1:], index).to(device)
     images = torch.randn(size, 3, 32, 32, generator=generator)
     if kind == "retrieval":
         return Batch((images, torch.randint(0, 16, (size, 6), generator=generator)), index=index).to(device)
@@ -163,9 +180,11 @@ def measure(key: str, size: int, steps: int, device: torch.device) -> dict[str, 
     pairs = {"resnet56 to resnet20": convolutional, "ViT to ViT": transformers, "ViT to resnet20": crossed}
     if special == "retrieval":
         pairs = {"two resnets and word vectors": encoders}
+    elif special is None and "language" in tasks:
+        pairs["Llama to Llama"] = languages
     problems = []
     for name, pair in pairs.items():
-        data = batch(special or "classes", size, device)
+        data = batch("language" if pair is languages else special or "classes", size, device)
         kd_terms = {"kd": usual_terms("kd")["kd"]} if special else None
         try:
             own = stepper(key, pair, data)

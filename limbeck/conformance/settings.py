@@ -176,7 +176,7 @@ def tokenizers(classes: int = 5) -> Setting:
         drawn = torch.randint(0, VOCABULARY, (SIZE, longer), generator=generator)
         counts = torch.rand(SIZE, longer, generator=generator) < 0.8
         counts[0], counts[-1] = True, False
-        labels = torch.randint(0, classes + 2, (SIZE, longer), generator=generator)
+        labels = torch.randint(0, classes + 3, (SIZE, longer), generator=generator)
         offsets, teacher_offsets = (_spans(n, generator) for n in (LENGTH, longer))
         extras = {"teacher_mask": counts, "teacher_labels": labels.masked_fill(~counts, -1)}
         extras |= {"offsets": offsets, "teacher_offsets": teacher_offsets}
@@ -188,7 +188,7 @@ def tokenizers(classes: int = 5) -> Setting:
     return replace(
         plain,
         name="tokenizers",
-        teacher=lambda: TextModel(12, 3, classes + 2, pool=False),
+        teacher=lambda: TextModel(12, 3, classes + 3, pool=False),
         batch=batch,
         data=replace(plain.data, batches=lambda: (batch(seed) for seed in range(3))),
         with_two_classes=None,

@@ -15,6 +15,7 @@ tap                     means
 ``attention``           attention maps by layer (``attention:0``)
 ``queries``             what makes the queries of each attention; so ``keys`` and ``values``. A fused layer stands for
                         all three: it gives them side by side, three times as wide
+``embeddings``          where tokens are looked up: ``embeddings:0@weight`` is the (largest) table ``[V, D]``
 ``blocks:-1@in``        what enters the place a role means, or ``@module``, ``@weight``: as with names
 ``logits@weight``       the weight ``[C, D]`` of the linear layer that makes the logits (the last that runs);
                         ``logits@bias`` its bias ``[C]``, zeros where it has none; ``logits@in`` what enters it, refused
@@ -239,6 +240,16 @@ def _inside(name: str, other: str) -> bool:
     return name.startswith(other + ".")
 
 
+def _embeddings(places: dict[str, Place]) -> list[Spot]:
+    """The table of tokens: of positions and kinds of tokens there are fewer."""
+    tables = [p for p in places.values() if p.leaf and p.module.endswith("Embedding") and p.parameters]
+    if not tables:
+        raise TapError(
+            "this model looks no tokens up", where="embeddings", remedy="name the layer; limbeck taps lists them"
+        )
+    return [_spot(max(tables, key=lambda p: (p.parameters, -p.order)))]
+
+
 def _attention(places: dict[str, Place]) -> list[Spot]:
     found = [p for p in places.values() if p.probabilities]
     innermost = [p for p in found if not any(_inside(q.name, p.name) for q in found if p.name != ".") and p.name != "."]
@@ -282,6 +293,7 @@ ROLES: dict[str, Callable[[dict[str, Place]], list[Spot]]] = {
     "stages": _stages,
     "preactivations": _preactivations,
     "blocks": _blocks,
+    "embeddings": _embeddings,
     "attention": _attention,
     "queries": _makers("queries", frozenset({"q", "query", "q_proj", "to_q", "q_lin", "query_proj", "wq"})),
     "keys": _makers("keys", frozenset({"k", "key", "k_proj", "to_k", "k_lin", "key_proj", "wk"})),
