@@ -28,8 +28,12 @@ def missing(case: Case) -> None:
     for name in ("labels", "index"):
         _needed(case, name, lambda name=name: _without(case, scene, name))  # type: ignore[misc]
     told = case.data
-    _needed(case, "samples", lambda: _blank(case, scene, DataInfo(answers=told.answers)))
-    _needed(case, "answers", lambda: _blank(case, scene, DataInfo(told.samples, told.labels, told.classes)))
+    _needed(case, "samples", lambda: _blank(case, scene, DataInfo(answers=told.answers, tokenizers=told.tokenizers)))
+    _needed(
+        case,
+        "answers",
+        lambda: _blank(case, scene, DataInfo(told.samples, told.labels, told.classes, tokenizers=told.tokenizers)),
+    )
 
 
 def _without(case: Case, scene: Scene, name: str) -> None:

@@ -59,6 +59,7 @@ class DataInfo:
         answers: Gives it with what the teacher says of each batch; made by ``Distiller.setup`` from ``batches``.
         task: What the labels mean: ``"classification"``, ``"multilabel"`` (one yes or no a class) or ``"regression"``.
         vocabulary: How many logits two models have in common, where one has rows for tokens that are none.
+        tokenizers: Of texts, the student's and the teacher's (``limbeck.data.language.Tokens``).
     """
 
     samples: int | None = None
@@ -68,6 +69,7 @@ class DataInfo:
     answers: Callable[[], Iterable[tuple[Trace, Batch]]] | None = None
     task: str = "classification"
     vocabulary: int | None = None
+    tokenizers: tuple[Any, Any] | None = None
 
     def all_answers(self, where: str) -> Iterable[tuple[Trace, Batch]]:
         """The teacher's trace of every training batch, for class means and the like.

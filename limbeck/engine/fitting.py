@@ -185,7 +185,13 @@ def _set_up(run: Run, stage: Stage) -> Iterator[Distiller]:
     example = run.train.example(EXAMPLE).to(device)
     vocabulary = check_language(distiller, train, example) if isinstance(train, LanguageLoader) else None
     data = DataInfo(
-        train.samples, train.labels, train.classes, batches=train.plain, task=train.task, vocabulary=vocabulary
+        train.samples,
+        train.labels,
+        train.classes,
+        batches=train.plain,
+        task=train.task,
+        vocabulary=vocabulary,
+        tokenizers=train.tokenizers if isinstance(train, LanguageLoader) else None,
     )
     try:
         yield distiller.setup(example, data).to(device)

@@ -182,7 +182,10 @@ class _Check:
         if made is not None and self.batch is None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
         few_batches = made.plain if made is not None else None  # what is made of all samples is tried on these
-        self.info = DataInfo(train.samples, train.labels, split.class_count, few_batches, task=split.task)
+        tokenizers = made.tokenizers if isinstance(made, LanguageLoader) else None
+        self.info = DataInfo(
+            train.samples, train.labels, split.class_count, few_batches, task=split.task, tokenizers=tokenizers
+        )
 
     def cache(self, data: Data, train: Split) -> tuple[CachedTeacher, Batch]:
         """The cache in its teacher's place, and the first samples of the set in the view it has of them."""

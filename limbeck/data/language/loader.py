@@ -13,6 +13,7 @@ from limbeck.core.batch import Batch, map_tensors
 from limbeck.core.hashing import key
 from limbeck.data.augment import Augment
 from limbeck.data.language.split import LanguageSplit
+from limbeck.data.language.tokens import Tokens
 from limbeck.data.loader import IndexedLoader, Piece, join_pieces
 from limbeck.data.order import epoch_order
 
@@ -80,6 +81,11 @@ class LanguageLoader(IndexedLoader):
     def tags(self) -> tuple[str, ...]:
         """Names of domains by the numbers in ``batch.extras["tag"]``."""
         return self.split.tags
+
+    @property
+    def tokenizers(self) -> tuple[Tokens, Tokens]:
+        """The student's and the teacher's; they are one where the teacher has none of its own."""
+        return self.split.tokens, self.split.teacher_tokens or self.split.tokens
 
     def read(self, wanted: Sequence[Sequence[Piece]]) -> Iterator[Batch]:
         return (self._read(pieces) for pieces in wanted)

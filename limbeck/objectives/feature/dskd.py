@@ -132,4 +132,4 @@ def _side(trace: Trace, labels: Tensor, mask: Tensor | None) -> Side:
     feature, logits, head, read, table = (trace[tap] for tap in DSKD.student_taps)
     label, known = class_labels(labels, logits.shape[-1], "DSKD")
     counts = known if mask is None else known & fit_mask(mask, known)
-    return Side(feature, logits, head, read, table, label, counts)
+    return Side(feature, logits, head[: logits.shape[-1]], read, table, label, counts)
