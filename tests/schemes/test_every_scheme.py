@@ -43,6 +43,7 @@ EXAMPLES: dict[str, list[str]] = {
     "bilevel": ["loss=tgeo_kd", "scheme={bilevel: {samples: 8, share: 0.2}}"],
     "gkd": [*TEXTS, "loss=jsd", "scheme={gkd: {lmbda: 0.7, teacher_share: 0.5, max_new_tokens: 6}}"],
     "hint_then_kd": ["loss=fitnets", "scheme={hint_then_kd: {tap: stages:-1}}", "student={model: resnet8}"],
+    "minillm": [*TEXTS, "loss=cross_entropy", "scheme={minillm: {max_new_tokens: 6}}"],
     "mutual": ["loss=kd", "scheme={mutual: {peers: 2}}"],
     "offline": ["loss=kd"],
     "takd": ["loss=kd", "scheme=takd", "players={assistant: {model: mlp_16}}"],

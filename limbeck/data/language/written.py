@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,3 +101,52 @@ def along(values: Tensor, mask: Tensor) -> Tensor:
     """
     place = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return values.gather(1, place).masked_fill(~mask, 0.0)
+
+
+def together(first: Batch, second: Batch, pad: int = 0) -> Batch:
+    """The rows of two batches in one, padded on the right; of the second none counts, and none has a label.
+
+    Ids, views and tags go along where both have them, progress is the first's. Whoever wants something of the second
+    puts into ``extras`` what :func:`of_the_second` makes for it.
+
+    >>> ids = torch.tensor([[0, 5, 6]])
+    >>> read = Batch({"input_ids": ids, "attention_mask": (ids > 0).long()}, ids, mask=ids == 5)
+    >>> made = together(read, read)
+    >>> made.inputs["input_ids"].tolist(), made.labels.tolist(), made.mask.int().tolist()
+    ([[5, 6], [5, 6]], [[5, 6], [-1, -1]], [[1, 0], [0, 0]])
+    """
+    sides = [_right(batch, pad) for batch in (first, second)]
+    width = max(ids.shape[1] for ids, *_ in sides)
+
+    def joined(place: int, fill: int, second_too: bool) -> Tensor:
+        own, other = (torch.nn.functional.pad(s[place], (0, width - s[place].shape[1]), value=fill) for s in sides)
+        return torch.cat([own, other if second_too else torch.full_like(other, fill)])
+
+    inputs = {"input_ids": joined(0, pad, True), "attention_mask": joined(1, 0, True).long()}
+    labels, mask = joined(2, -1, False), joined(3, 0, False)
+    beside: dict[str, Any] = {}
+    for name in ("index", "view"):
+        both = getattr(first, name), getattr(second, name)
+        beside[name] = torch.cat(both) if all(isinstance(t, Tensor) for t in both) else both[0]
+    extras = {"tag": torch.cat([b.extras["tag"] for b in (first, second)])} if "tag" in first.extras else {}
+    return Batch(inputs, labels, mask=mask, progress=first.progress, extras=extras, **beside)
+
+
+def of_the_second(values: Tensor, batch: Batch) -> Tensor:
+    """Values ``[B, L]`` of the second of two batches, one that :func:`continued` made, in what :func:`together` made.
+
+    They are 0 at the places of the first.
+    """
+    rows, width = batch.require("labels").shape
+    return torch.nn.functional.pad(values, (0, width - values.shape[1], rows - len(values), 0))
+
+
+def _right(batch: Batch, pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens, where there are some, labels and mask, with all padding moved to the right."""
+    ids, there = batch.inputs["input_ids"], batch.inputs.get("attention_mask")
+    there = torch.ones_like(ids, dtype=torch.bool) if there is None else there > 0
+    labels = batch.require("labels")
+    mask = labels >= 0 if batch.mask is None else batch.mask
+    order = (~there).int().argsort(dim=1, stable=True)[:, : int(there.sum(dim=1).max())]
+    ids, there, labels, mask = (values.gather(1, order) for values in (ids, there, labels, mask))
+    return ids.masked_fill(~there, pad), there, labels, mask

@@ -10,7 +10,7 @@ import torch
 from limbeck.core.batch import Batch
 from limbeck.core.errors import DataError
 from limbeck.data.language import language_source
-from limbeck.data.language.written import along, continued, prompts_of
+from limbeck.data.language.written import along, continued, of_the_second, prompts_of, together
 
 PAIRS = [{"prompt": "what is " + "x" * i, "completion": "answer"[: 1 + i % 6]} for i in range(12)]
 
@@ -71,3 +71,26 @@ def test_refusals() -> None:
         prompts_of(split(pack=True, length=64).rows.batch(torch.arange(2)))
     with pytest.raises(DataError, match="these are no texts to go on with; found Tensor; wanted input_ids"):
         prompts_of(Batch(torch.zeros(2, 3)))
+
+
+def test_two_batches_as_one() -> None:
+    """Of the first all is as it was, wherever its padding stood; of the second only the tokens."""
+    first, second = split(padding="left").rows.batch(torch.arange(4)), split().rows.batch(torch.arange(5, 9))
+    made = together(first, second, pad=0)
+    wanted = split().rows.batch(torch.arange(4))
+    for row in range(4):
+        there = wanted.inputs["attention_mask"][row].bool()
+        size = int(there.sum())
+        assert torch.equal(made.inputs["input_ids"][row, :size], wanted.inputs["input_ids"][row][there])
+        assert torch.equal(made.labels[row, :size], wanted.labels[row, :size])
+        assert torch.equal(made.mask[row, :size], wanted.mask[row, :size])
+    assert not made.mask[4:].any()
+    assert (made.labels[4:] == -1).all()
+    assert made.index.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert int(made.inputs["attention_mask"].sum()) == sum(
+        int(b.inputs["attention_mask"].sum()) for b in (first, second)
+    )
+    spread = of_the_second(second.labels, made)
+    assert torch.equal(spread[4:], second.labels[:, : spread.shape[1]])
+    assert (second.labels[:, spread.shape[1] :] == -1).all()
+    assert not spread[:4].any()
