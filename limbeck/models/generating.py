@@ -193,7 +193,7 @@ def _config(decoding: Decoding, ends: Sequence[int], pad: int) -> Any:
         max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.beams,
         num_return_sequences=decoding.keep,
-        length_penalty=0.0,  # scores are log-probabilities of whole texts
+        length_penalty=0.0 if decoding.beams > 1 else 1.0,  # beams are told apart by log-probabilities of whole texts
         early_stopping=False,
         do_sample=False,  # draws are made by a processor of our own, and what it drew is the likeliest
         temperature=1.0,

@@ -55,7 +55,7 @@ def test_a_step_is_the_policy_gradient_and_the_loss_on_the_data() -> None:
         own, other = (model(ids[None]).logits[0].log_softmax(-1) for model in (student, teacher))
         places = both.extras[WRITTEN][4 + row].nonzero().flatten().tolist()
         assert places == list(range(places[0], size - 1))
-        rewards = [float(other[t, ids[t + 1]] - own[t, ids[t + 1]]) for t in places]
+        rewards = [float((other[t, ids[t + 1]] - own[t, ids[t + 1]]).detach()) for t in places]
         for number, t in enumerate(places):
             said, rest = own[t, ids[t + 1]], rewards[number + 1 :]
             mixed = (0.6 * own[t].exp() + 0.4 * other[t].exp())[ids[t + 1]].detach()
