@@ -15,6 +15,8 @@ _FIGURES = {
     "ece": "calibration error",
     "agreement": "agreement with the teacher",
     "acceptance": "drafts the teacher would accept",
+    "rouge_l": "ROUGE-L",
+    "exact_match": "exact answers",
     "parameters": "parameters",
 }
 _PIPELINES = {"ForCausalLM": "text-generation", "ForSequenceClassification": "text-classification"}

@@ -40,6 +40,8 @@ FIGURES = (
     "hamming",
     "agreement",
     "acceptance",
+    "rouge_l",
+    "exact_match",
     "kl",
     "js",
     "nll",

@@ -9,6 +9,7 @@ from typing import Any
 from limbeck.analysis.assess import assess
 from limbeck.core.files import write_json
 from limbeck.models.student import load_student
+from limbeck.recipes.answers import answers
 from limbeck.recipes.build import Sizes, check_loader, source_of
 from limbeck.recipes.run import device_of, held_out
 from limbeck.recipes.schema import Recipe
@@ -26,17 +27,23 @@ def against(recipe: Recipe, folder: Path, teachers: Path, result: dict[str, Any]
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     source, device = source_of(recipe.data), device_of(recipe.train)
-    loader = check_loader(recipe.data, held_out(source)[1], device)
+    name, split = held_out(source)
+    loader = check_loader(recipe.data, split, device)
     sizes = Sizes.of(loader)
     teacher = teacher_of(recipe, source, sizes, teachers, device=device)
     assert teacher is not None
     assert recipe.teacher is not None
+    # The same that the teacher was asked by the runs it taught.
+    asked = {"split": name, "source": source.describe()}
+    where = recipe.teacher.logits
+    said = answers(teacher.to(device), loader, teachers.with_name("answers"), data=asked, where=where)
     facts = assess(
         load_student(folder / "student").to(device),
-        teacher.to(device),
+        teacher,
         loader,
         logits=recipe.student.logits,
-        teacher_logits=recipe.teacher.logits,
+        teacher_logits=where,
+        said=said,
         latency=False,
     )
     facts = {name: facts[name] for name in _OF_TEACHER if name in facts}

@@ -14,6 +14,7 @@ from torch import nn
 from limbeck.core.errors import ConfigError, LimbeckError
 from limbeck.core.files import write_json, write_text
 from limbeck.core.teacher import Teacher
+from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.language.split import LanguageSplit
 from limbeck.data.sources.source import DataSource
 from limbeck.data.sources.split import Split
@@ -125,6 +126,13 @@ def run(
         teacher_logits=where,
         said=said,
     )
+    if isinstance(measured, LanguageLoader):
+        from limbeck.analysis.writing import assess_writing
+
+        wrote = assess_writing(fitted.student, model, measured) or {}
+        if result.get("teacher") is not None:
+            result["teacher"].update(wrote.pop("teacher", {}))
+        result.update(wrote)
     training = {"steps": fitted.steps, "seconds": fitted.seconds, "best": fitted.best}
     if chosen:
         training["head"] = chosen

@@ -62,7 +62,7 @@ def _render(page: dict[str, Any]) -> str:
     )
     empty = dict.fromkeys(("warning", "said", "tiles", "table", "command", "recipe"))
     version = importlib.metadata.version("limbeck")
-    page["parts"] = [{"legend": None, **part} for part in page["parts"]]
+    page["parts"] = [{"legend": None, "texts": None, **part} for part in page["parts"]]
     for part in page["parts"]:
         part["figures"] = [
             {"title": None, "note": None, "legend": None, "square": False, **figure} for figure in part["figures"]

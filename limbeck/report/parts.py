@@ -73,6 +73,20 @@ def layers_section(models: Sequence[Model], which: str = "") -> Section | None:
     }
 
 
+_SHOWN = 6  # texts, and at most so many characters of each
+_LONGEST = 600
+
+
+def texts_section(texts: Sequence[dict[str, str]] | None) -> Section | None:
+    """What student and teacher write after held-out prompts, side by side."""
+    if not texts:
+        return None
+    columns = [name for name in ("prompt", "reference", "student", "teacher") if name in texts[0]]
+    rows = [[text[name][:_LONGEST] for name in columns] for text in texts[:_SHOWN]]
+    note = "Held-out prompts, gone on with by the likeliest token every time. The reference is what the data say."
+    return {"title": "What they write", "note": note, "figures": [], "texts": {"columns": columns, "rows": rows}}
+
+
 def environment_lines(environment: dict[str, Any], more: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
     """Versions and machine in pairs."""
     return [*more, *((name, str(value)) for name, value in environment.items() if value not in (None, ""))]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from limbeck.report.charts.curves import Series, curves
 from limbeck.report.figure import Figure, headline_of
-from limbeck.report.parts import Model, classes_section, environment_lines, layers_section, reliability_section
+from limbeck.report.parts import (
+    Model,
+    classes_section,
+    environment_lines,
+    layers_section,
+    reliability_section,
+    texts_section,
+)
 from limbeck.report.read import RunFacts
 from limbeck.report.words import count, digits_for, duration, heading, number, percent, who_learns
 
@@ -18,7 +25,8 @@ def run_page(run: RunFacts) -> dict[str, Any]:
     teacher = result.get("teacher") or {}
     models: list[Model] = [("Student", "m0", result)] + ([("Teacher", "teacher", teacher)] if teacher else [])
     layers = layers_section([("Student and teacher", "m0", result)])
-    sections = [_curves(run.history), reliability_section(models), classes_section(models[::-1]), layers]
+    texts = texts_section(result.get("texts"))
+    sections = [_curves(run.history), texts, reliability_section(models), classes_section(models[::-1]), layers]
     return {
         "title": who_learns(run.settings, result.get("parameters"), teacher.get("parameters")),
         "subtitle": _subtitle(run),
@@ -80,12 +88,24 @@ def _tiles(result: dict[str, Any], teacher: dict[str, Any]) -> list[dict[str, An
             ("agreement with teacher", f"{percent(result['agreement'])} %", f"KL {number(result['kl'], 3)} nats")
         )
     tiles.append(("parameters", count(result["parameters"]), versus("parameters", count)))
+    for key, name, form in _WRITING:
+        if result.get(key) is not None:
+            tiles.append((name, form(result[key]), versus(key, form)))
     if result.get("latency_ms") is not None:
         latency = lambda v: f"{number(v)} ms"  # noqa: E731
         tiles.append(("latency of one sample", latency(result["latency_ms"]), versus("latency_ms", latency)))
     if result.get("flops") is not None:
         tiles.append(("operations of one sample", count(result["flops"]), versus("flops", count)))
     return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
+
+
+#: Of language models that went on with held-out prompts.
+_WRITING: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("rouge_l", "ROUGE-L", lambda v: number(v, 3)),
+    ("exact_match", "exact answers", lambda v: f"{percent(v)} %"),
+    ("acceptance", "drafts the teacher would accept", lambda v: f"{percent(v)} %"),
+    ("tokens_per_second", "tokens a second, written together", lambda v: number(v, 0)),
+)
 
 
 def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
