@@ -42,6 +42,26 @@ def test_it_answers_as_the_teacher_does(folder, monkeypatch, held, per_read):
             torch.testing.assert_close(found["2"], wanted["2"])
 
 
+@pytest.mark.parametrize("mixed", ["mixup", "cutmix"])
+def test_partners_of_mixed_images_are_replayed(tmp_path, mixed):
+    """Whom an image is mixed with, and how much of it, follows from sample and view: not from order or batch size."""
+    chain = ("flip", mixed)
+    build(make_teacher(), make_loader(augment=chain), tmp_path, store={"logits": FULL}, views=2, batch=7)
+    teacher, live = CachedTeacher(tmp_path), FrozenTeacher(make_teacher())
+    loader, plain = make_loader(augment=chain, views=2, batch_size=12, seed=4), make_loader(augment=("flip",), views=2)
+    for one in (teacher, live):
+        one.attach(("logits",), loader.example(4))
+    moved = 0
+    for epoch in range(3):
+        unmixed = {int(i): x for b in plain.batches(epoch) for i, x in zip(b.index, b.inputs, strict=True)}
+        for batch in loader.batches(epoch):
+            torch.testing.assert_close(teacher(batch).logits, live(batch).logits)
+            moved += sum(not torch.equal(unmixed[int(i)], x) for i, x in zip(batch.index, batch.inputs, strict=True))
+    assert moved > 100
+    with pytest.raises(CacheError, match="augment"):
+        teacher.cache.refuse_other_views(make_loader(augment=("flip",), views=2))
+
+
 def test_training_with_it_is_training_with_the_teacher(folder):
     def trained(teacher):
         torch.manual_seed(5)
