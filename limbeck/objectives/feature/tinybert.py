@@ -95,7 +95,7 @@ def _distance(student: Tensor, teacher: Tensor, mask: Tensor | None, *, scores: 
             "Scores from queries and keys; models that turn those by position (rotary) are compared before that.",
             "Padding does not count; the authors' code counts its queries.",
         ),
-        tasks=("text classification", "language modelling"),
+        tasks=("text classification", "language"),
         with_labels={"kd": 1.0},
         scheme="hint_then_kd",
     ),

@@ -91,7 +91,7 @@ def _scores(x: Tensor, y: Tensor | None, heads: int | None) -> Tensor:
         defaults={"relations": "'attention' and 'vv', as in MiniLM", "layer": "the last, as in MiniLM"},
         evidence="parity",
         evidence_note="value and gradient of bloomberg/minilmv2.bb@0d78e20, with padding; no released training code",
-        tasks=("language modelling", "text classification"),
+        tasks=("language", "text classification"),
         with_labels={"cross_entropy": 1.0},
     ),
     minilm_loss,
