@@ -137,6 +137,8 @@ def _check_widths(distiller: Distiller, teacher: nn.Module, example: Batch, toke
     """Without the teacher's tokenizer only the models' sizes tell whether it can be the student's."""
     widths = _widths(distiller, teacher, example)
     size = min(widths) if tokens is None else tokens.size
+    if widths[0] == widths[1]:
+        return
     if max(widths) > _PADDED * size + _ROUND or (tokens is None and min(widths) <= int(_ids(example).max())):
         raise _unknown(f"{widths[0]} logits of the student, {widths[1]} of the teacher", f"about {size} of both")
 

@@ -21,6 +21,7 @@ from limbeck.data.language import LibraryTokens, train_bpe
 from limbeck.integrations.transformers import DistillationTrainer
 from tests.data.language.texts import LINES
 
+SPREAD = {"initializer_range": 0.2}  # models that say something, so that their losses differ by more than rounding
 PAIRS = [{"prompt": line[: 5 + i % 9], "completion": line[9 : 12 + i % 31]} for i, line in enumerate(LINES * 4)]
 
 
@@ -36,7 +37,7 @@ def bert(width: int = 16, seed: int = 0, **options: Any) -> BertForSequenceClass
     """Two layers that tell three classes."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=320, max_position_embeddings=64, num_labels=3, **sizes, **options)
+    config = BertConfig(vocab_size=320, max_position_embeddings=64, num_labels=3, **sizes, **SPREAD, **options)
     return BertForSequenceClassification(config)
 
 
