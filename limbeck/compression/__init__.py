@@ -5,7 +5,7 @@ from limbeck.compression.layers import angular_block_scores, angular_distance, b
 from limbeck.compression.report import ShrinkReport
 from limbeck.compression.surgery import Shrunk, student_from
 from limbeck.compression.units import measure_importance
-from limbeck.compression.vocabulary import Vocabulary, most_frequent, token_frequencies
+from limbeck.compression.vocabulary import Vocabulary, most_frequent, pieced_rows, token_frequencies
 
 __all__ = [
     "Budget",
@@ -19,6 +19,7 @@ __all__ = [
     "choose_layers",
     "measure_importance",
     "most_frequent",
+    "pieced_rows",
     "student_from",
     "token_frequencies",
 ]

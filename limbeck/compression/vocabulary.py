@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.files import write_json
+from limbeck.data.language.translate import Translation
 
 _FILE = "vocabulary.json"
 
@@ -112,6 +113,35 @@ class Vocabulary:
             return cls(values["kept"], values["teacher_size"], values["unknown"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"no vocabulary can be read here: {error}", where=str(file)) from error
+
+
+def pieced_rows(rows: Tensor, translation: Translation, size: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows for a student's tokens out of those of the teacher's tokens that are written with them: their mean.
+
+    Of embeddings, of the weight of the last layer, or of its bias.
+
+    Args:
+        rows: ``[V, D]`` or ``[V]``, the teacher's.
+        translation: The teacher's tokens in the student's (``limbeck.data.language.translate``).
+        size: How many rows the student has.
+        width: Of the student's rows: the first of the teacher's; ``None``: all.
+
+    Returns:
+        ``[size, width]`` or ``[size]``, zeros where no token of the teacher is written with it; and where one is.
+
+    Source: ayeffkay/rubert-tiny, preprocessing/init_weights.py (arXiv 2205.02340).
+
+    >>> ids = torch.arange(2)
+    >>> words = Translation(ids, ids, torch.tensor([2, 0, 1]), torch.tensor([[0, 1], [0, -1], [1, -1]]))
+    >>> pieced_rows(torch.tensor([1.0, 2.0, 5.0]), words, 3)
+    (tensor([3.0000, 3.5000, 0.0000]), tensor([ True,  True, False]))
+    """
+    source, pieces = translation.source.unsqueeze(1).expand_as(translation.pieces), translation.pieces
+    pairs = torch.stack([pieces[pieces >= 0], source[pieces >= 0]], dim=1).unique(dim=0).to(rows.device)
+    kept = rows if rows.ndim == 1 or width is None else rows[:, :width]
+    total = kept.new_zeros(size, *kept.shape[1:]).index_add_(0, pairs[:, 0], kept[pairs[:, 1]])
+    number = torch.bincount(pairs[:, 0], minlength=size)
+    return total / number.clamp(min=1).reshape(-1, *[1] * (kept.ndim - 1)), number > 0
 
 
 def token_frequencies(batches: Iterable[Mapping[str, Any]], size: int) -> Tensor:

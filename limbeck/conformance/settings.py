@@ -14,6 +14,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo
 from limbeck.data.language.chunks import aligned_chunks
+from limbeck.data.language.tokens import ByteTokens
 
 SAMPLES = 24  # of the pretended training set
 SIZE = 7  # of a batch: odd, so that no split is even
@@ -190,9 +191,25 @@ def tokenizers(classes: int = 5) -> Setting:
         name="tokenizers",
         teacher=lambda: TextModel(12, 3, classes + 3, pool=False),
         batch=batch,
-        data=replace(plain.data, batches=lambda: (batch(seed) for seed in range(3))),
+        data=replace(
+            plain.data,
+            batches=lambda: (batch(seed) for seed in range(3)),
+            tokenizers=(_Few("a b c ab"), _Few("a b abc ca c bb abb")),
+        ),
         with_two_classes=None,
     )
+
+
+class _Few(ByteTokens):
+    """A tokenizer as far as its vocabulary: these tokens, after the end of a text."""
+
+    def __init__(self, tokens: str) -> None:
+        super().__init__()
+        self.tokens = ["<end>", *tokens.split()]
+        self.size, self.bos, self.eos = len(self.tokens), None, 0
+
+    def table(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.tokens)}
 
 
 def several(classes: int = 5) -> Setting:

@@ -14,6 +14,7 @@ from limbeck.data.language.shift import next_tokens
 from limbeck.data.language.source import language_source
 from limbeck.data.language.split import LanguageSplit
 from limbeck.data.language.tokens import ByteTokens, Tokens
+from limbeck.data.language.translate import Translation, translate
 from limbeck.data.language.vocabulary import Vocabularies, compare_vocabularies, refuse_other
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Rows",
     "Tokens",
     "TransformersTokens",
+    "Translation",
     "Vocabularies",
     "aligned_chunks",
     "arrange",
@@ -40,4 +42,5 @@ __all__ = [
     "next_tokens",
     "refuse_other",
     "train_bpe",
+    "translate",
 ]

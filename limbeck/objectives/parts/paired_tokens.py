@@ -150,8 +150,8 @@ def chunk_sums(
     """Sums over the places of each chunk, at its number: the student's, the teacher's, and whether the chunk is whole.
 
     Args:
-        values, counts: ``[B, L]`` of the student's places.
-        teacher_values, teacher_counts: ``[B, L']`` of the teacher's.
+        values, counts: ``[B, L, *]`` and ``[B, L]`` of the student's places.
+        teacher_values, teacher_counts: ``[B, L', *]`` and ``[B, L']`` of the teacher's.
         chunks: Which places are of which.
 
     >>> chunks = Chunks(torch.tensor([[0, 0, -1]]), torch.tensor([[-1, 0]]), torch.zeros(1, 2))
@@ -165,7 +165,10 @@ def chunk_sums(
         (chunks.teacher, teacher_values, teacher_counts),
     ):
         inside, place = of >= 0, of.clamp(min=0)
-        sums.append(each.new_zeros(values.shape).scatter_add(1, place, each.masked_fill(~(inside & counted), 0.0)))
+        ones = (1,) * (each.ndim - 2)
+        kept = each.masked_fill(~(inside & counted).reshape(*counted.shape, *ones), 0)
+        start = each.new_zeros(*counts.shape, *each.shape[2:])
+        sums.append(start.scatter_add(1, place.reshape(*place.shape, *ones).expand(each.shape), kept))
         number = torch.zeros_like(chunks.student).scatter_add(1, place, inside.long())
         known = torch.zeros_like(chunks.student).scatter_add(1, place, (inside & counted).long())
         whole = whole & (number == known) & (number > 0)
