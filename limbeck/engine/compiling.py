@@ -19,8 +19,8 @@ from torch import nn
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError
-from limbeck.core.teacher import FrozenTeacher, teacher_inputs
-from limbeck.models.describe import flops
+from limbeck.core.teacher import FrozenTeacher
+from limbeck.engine.operations import estimate
 
 CPU_FLOPS_PER_MODULE = 1.5e11
 ACCELERATOR_STEPS = 5000
@@ -58,12 +58,11 @@ def work(distiller: Distiller, example: Batch, samples: float) -> tuple[float, i
         example: A small batch.
         samples: Samples of a step on one rank.
     """
-    models = [(distiller.student, example.inputs, 3)] if distiller.loss.student_taps else []
+    models: list[nn.Module] = [distiller.student] if distiller.loss.student_taps else []
     if isinstance(distiller.teacher, FrozenTeacher) and distiller.loss.teacher_taps:
-        models.append((distiller.teacher.model, teacher_inputs(example), 1))
-    operations = sum(times * flops(model, inputs) for model, inputs, times in models)
-    modules = sum(1 for model, _, _ in models for m in model.modules() if next(m.children(), None) is None)
-    return operations * samples / example.size, modules
+        models.append(distiller.teacher.model)
+    modules = sum(1 for model in models for m in model.modules() if next(m.children(), None) is None)
+    return estimate(distiller, example, samples)[0], modules
 
 
 def compiler_there(device: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from limbeck.engine.config import SHARED
 from limbeck.engine.device import deterministic, is_distributed, make_accelerator
 from limbeck.engine.freezing import learning, leaves_some_out, reaches, train_mode
 from limbeck.engine.language import check_language
+from limbeck.engine.operations import Operations
 from limbeck.engine.run import Run
 from limbeck.engine.snapshot import load_into
 from limbeck.engine.stage import Stage
@@ -44,6 +45,8 @@ class Fit:
         best: The best validation of the last stage that had one: metric, value and step.
         steps: Optimizer steps over all stages.
         seconds: How long it took, time before a resume counted in.
+        operations: Floating-point operations of all steps: ``total``, and of that ``teacher``, the teacher's; counted
+            on each stage's first steps, of compiled steps estimated.
     """
 
     student: nn.Module
@@ -52,6 +55,7 @@ class Fit:
     best: dict[str, Any] | None
     steps: int
     seconds: float
+    operations: dict[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -104,7 +108,7 @@ def fit(
         while run.number < len(stages):
             _learn(run)
     run.student.eval()
-    return Fit(run.student, run.journal.lines, run.scores, run.best, run.steps, run.journal.elapsed())
+    return Fit(run.student, run.journal.lines, run.scores, run.best, run.steps, run.journal.elapsed(), run.took)
 
 
 def _learn(run: Run) -> None:
@@ -117,12 +121,18 @@ def _learn(run: Run) -> None:
         seed_everything(run.seed, run.number, run.rank)
         place = run.begin(step)
         train_mode(distiller)
+        counter = Operations(int(place.operations[0]), *place.operations[1:])
+        if run.compiled and not counter.counted and run.train.batch_size is not None:
+            example = run.train.example(EXAMPLE).to(run.device)
+            counter = Operations.estimated(distiller, example, run.train.batch_size / run.world)
         while place.step < total and not place.ended:
             epoch = run.train.epoch(
                 place.epoch, start_step=place.epoch_step, rank=run.rank, world=run.world, parts=config.accumulate
             )
             for parts in epoch:
-                _take(run, step, parts)
+                with counter.counting(distiller) if not run.compiled else contextlib.nullcontext():
+                    _take(run, step, parts)
+                place.operations = [counter.counted, counter.whole, counter.teacher]
                 place.step += 1
                 place.epoch_step += 1
                 run.after_step()

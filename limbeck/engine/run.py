@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from limbeck.engine.device import flat
 from limbeck.engine.evaluation import evaluate, evaluate_loss
 from limbeck.engine.identity import describe_distiller, refuse_other
 from limbeck.engine.journal import Journal, environment
+from limbeck.engine.operations import Operations, together
 from limbeck.engine.progress import Bar
 from limbeck.engine.snapshot import load_into, pack, unpack
 from limbeck.engine.stage import Stage
@@ -43,6 +44,8 @@ class Place:
         best: The best validation so far: metric, value and step over the whole run.
         waited: Validations since then.
         ended: The stage stops before its last step.
+        operations: What its first steps took, by :class:`~limbeck.engine.operations.Operations`: how many steps, what
+            they took in all, and the teacher's part.
     """
 
     step: int = 0
@@ -52,6 +55,7 @@ class Place:
     best: dict[str, Any] | None = None
     waited: int = 0
     ended: bool = False
+    operations: list[float] = field(default_factory=lambda: [0, 0.0, 0.0])
 
 
 class Run:
@@ -92,6 +96,7 @@ class Run:
         self.stop = StopRequest()
         self.number = 0  # of the stage
         self.before = 0  # steps of the stages before
+        self.took = {"total": 0.0, "teacher": 0.0}  # operations of the stages before
         self.place = Place()
         self.step: Step | None = None
         self.compiled = False
@@ -182,6 +187,7 @@ class Run:
         refuse_other(state["identity"], self.identity)
         self.number, self.before = state["stage"], state["before"]
         self.place, self.scores, self.best = Place(**state["place"]), state["scores"], state["best"]
+        self.took = state.get("took", self.took)
         if not self.journal.open(state["metrics"], state["seconds"]):
             self.bar.say(f"{self.journal.path} is shorter than when the checkpoint was written: lines are missing")
         load_into(self.student, self.found.tensors("student"), self.found.path)
@@ -255,11 +261,14 @@ class Run:
             self.log()
         if self.place.validated != self.place.step:
             self.validate()
-        best = self.place.best
+        place, best = self.place, self.place.best
         if config.select == "best" and best is not None and best["step"] != self.steps:
             self._take_best(best["step"])
         elif step.ema is not None:
             step.ema.keep()
+        counted, whole, teacher = place.operations
+        stage = Operations(int(counted), whole, teacher).of(place.step * self.world)
+        self.took = together([self.took, stage])
         self.save(stage_done=True)
         self.before, self.number, self.step = self.steps, self.number + 1, None
         self.place = Place()
@@ -397,6 +406,7 @@ class Run:
                 "stage": self.number,
                 "stage_done": stage_done,
                 "before": self.before,
+                "took": self.took,
                 "place": asdict(self.place),
                 "scores": self.scores,
                 "best": self.best,

@@ -20,6 +20,7 @@ from limbeck.core.errors import ConfigError, DataError, LimbeckError
 from limbeck.core.files import write_json
 from limbeck.engine.journal import environment
 from limbeck.engine.metrics import LOWER_IS_BETTER, headline
+from limbeck.engine.operations import together
 from limbeck.recipes.build import source_of
 from limbeck.recipes.check import check
 from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
@@ -110,7 +111,8 @@ def compare(
     Returns:
         The content of ``compare.json``: ``status``, ``command``, ``recipe``, ``environment``, ``seeds``, ``data``,
         ``teacher`` (its figures and cost), ``best_control``, ``left_out``, and ``methods``: for each line its
-        ``entry``, ``name``, ``role``, ``loss``, ``scheme``, cost, ``steps``; of every figure and of ``seconds`` the
+        ``entry``, ``name``, ``role``, ``loss``, ``scheme``, cost, ``steps``, ``operations`` of training; of every
+        figure and of ``seconds`` the
         ``mean``, ``sd`` and ``interval``; ``differences`` to each control; ``gain`` over the best; and ``runs``, one
         for each seed.
 
@@ -276,6 +278,7 @@ def _row(entry: Entry, results: list[dict[str, Any]]) -> dict[str, Any]:
         "flops": results[0].get("flops"),
         "latency_ms": statistics.median(latencies) if latencies else None,
         "steps": runs[0]["steps"],
+        "operations": together([r["training"].get("operations", {}) for r in results[:1]]),
         "seconds": summarise([r["seconds"] for r in runs]),
         **{name: summarise([r[name] for r in runs]) for name in FIGURES if all(r.get(name) is not None for r in runs)},
         "runs": runs,

@@ -133,7 +133,7 @@ def run(
         if result.get("teacher") is not None:
             result["teacher"].update(wrote.pop("teacher", {}))
         result.update(wrote)
-    training = {"steps": fitted.steps, "seconds": fitted.seconds, "best": fitted.best}
+    training = {name: getattr(fitted, name) for name in ("steps", "seconds", "best", "operations")}
     if chosen:
         training["head"] = chosen
     if fitted.validation is not None:

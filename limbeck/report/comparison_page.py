@@ -23,7 +23,7 @@ from limbeck.report.parts import (
 )
 from limbeck.report.read import RunFacts, runs_of
 from limbeck.report.sentences import cautions, findings, verdict
-from limbeck.report.table import caption
+from limbeck.report.table import caption, has_operations, operations
 from limbeck.report.words import count, duration, number, percent, times, who_learns
 
 _COLORS = 8
@@ -106,8 +106,13 @@ def _table(comparison: dict[str, Any], colors: dict[str, str]) -> dict[str, Any]
     lines = [_teacher_line(teacher, figure)] if teacher else []
     for row in sorted(rows, key=lambda r: (r["role"], -figure.rank(r[figure.key]["mean"]))):
         lines.append(_line(row, figure, scale, marks, colors[row["entry"]], row["entry"] == best))
-    names = (figure.head, "", "vs best control", "", "agree %", "ECE %", "latency ms", "steps", "s / run")
+    names = (figure.head, "", "vs best control", "", "agree %", "ECE %", "latency ms", "steps", "operations", "s / run")
     columns = [{"name": n, "picture": i == 1} for i, n in enumerate(names)]
+    if not has_operations(comparison):
+        place = names.index("operations")
+        columns.pop(place)
+        for line in lines:
+            line["cells"].pop(place)
     return {
         "title": "Methods and controls",
         "caption": caption(comparison),
@@ -128,7 +133,7 @@ def _teacher_line(teacher: dict[str, Any], figure: Figure) -> dict[str, Any]:
         *(_cell("") for _ in range(4)),
         _cell(number(100 * teacher["ece"], 1) if "ece" in teacher else "", "ECE %"),
         _cell(number(teacher.get("latency_ms")), "latency ms"),
-        *(_cell("") for _ in range(2)),
+        *(_cell("") for _ in range(3)),
     ]
     return {"name": "Teacher", "about": None, "cls": "teacher", "cells": cells}
 
@@ -159,9 +164,16 @@ def _line(
         _cell(number(100 * row["ece"]["mean"], 1) if row.get("ece") else "", "ECE %"),
         _cell(number(row["latency_ms"]), "latency ms"),
         _cell(str(row["steps"]), "steps"),
+        _cell(operations(row), "operations", small=_teachers_part(row)),
         _cell(number(row["seconds"]["mean"], 1), "s / run"),
     ]
     return {"name": row["name"], "about": row.get("about") or None, "cls": row["role"], "cells": cells}
+
+
+def _teachers_part(row: dict[str, Any]) -> str | None:
+    """How much of a line's operations its teacher took."""
+    took = row.get("operations") or {}
+    return f"teacher {percent(took['teacher'] / took['total'], 0)} %" if took.get("total") else None
 
 
 def _sections(

@@ -8,23 +8,28 @@ from limbeck.report.figure import figure_of
 from limbeck.report.sentences import verdict
 from limbeck.report.words import count, heading, number, percent
 
-_REST = ("vs best control", "", "agreement %", "parameters", "latency ms", "steps", "s / run")
-COLUMNS = ("", "accuracy %", *_REST)
-
 
 def columns(comparison: dict[str, Any]) -> tuple[str, ...]:
-    """The table's head: ``COLUMNS`` with the comparison's own metric."""
-    return ("", figure_of(comparison).head, *_REST)
+    """The table's head; operations stand there where they were counted."""
+    counted = ("operations",) if has_operations(comparison) else ()
+    rest = ("vs best control", "", "agreement %", "parameters", "latency ms", "steps", *counted, "s / run")
+    return ("", figure_of(comparison).head, *rest)
+
+
+def has_operations(comparison: dict[str, Any]) -> bool:
+    """Whether the operations of its runs were counted."""
+    return any((row.get("operations") or {}).get("total") for row in comparison["methods"])
 
 
 def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     """The teacher, the controls, the methods; one cell for each of ``columns``."""
-    figure = figure_of(comparison)
+    figure, counted = figure_of(comparison), has_operations(comparison)
     found: list[tuple[str, ...]] = []
     teacher = comparison.get("teacher")
     if teacher:
         cost = (count(teacher.get("parameters")), number(teacher.get("latency_ms")))
-        found.append(("teacher", figure.said(teacher.get(figure.key)), "", "", "", *cost, "", ""))
+        rest = ("",) * (len(columns(comparison)) - 7)
+        found.append(("teacher", figure.said(teacher.get(figure.key)), "", "", "", *cost, *rest))
     for row in sorted(comparison["methods"], key=lambda r: r["role"]):
         found.append(
             (
@@ -36,10 +41,17 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
                 count(row["parameters"]),
                 number(row["latency_ms"]),
                 str(row["steps"]),
+                *([operations(row)] if counted else []),
                 number(row["seconds"]["mean"], 1),
             )
         )
     return found
+
+
+def operations(row: dict[str, Any]) -> str:
+    """Floating-point operations of a line's training, the teacher's answers included; a dash where nobody counted."""
+    total = (row.get("operations") or {}).get("total")
+    return count(total) if total else "–"
 
 
 def caption(comparison: dict[str, Any]) -> str:
@@ -63,7 +75,7 @@ def markdown_table(comparison: dict[str, Any]) -> str:
         Text for a page; made again from the same file it is the same text.
     """
     names = [name or " " for name in columns(comparison)]
-    lines = [_line(names), _line(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 5)]
+    lines = [_line(names), _line(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * (len(names) - 4))]
     lines += [_line(row) for row in rows(comparison)]
     environment = comparison["environment"]
     made = f"`{comparison['command']}` with torch {environment['torch']}, {environment['threads']} threads"

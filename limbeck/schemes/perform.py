@@ -16,6 +16,7 @@ from limbeck.core.files import write_json, write_tensors
 from limbeck.core.hashing import key
 from limbeck.engine.device import wait_for_everyone
 from limbeck.engine.fitting import Fit, fit
+from limbeck.engine.operations import together
 from limbeck.engine.snapshot import load_into
 from limbeck.schemes.scheme import Cast, Scheme, Training
 
@@ -39,7 +40,7 @@ def perform(
         quiet: Show no progress.
 
     Returns:
-        The last training's figures; ``steps`` and ``seconds`` are those of all.
+        The last training's figures; ``steps``, ``seconds`` and ``operations`` are those of all.
 
     Raises:
         ConfigError: The scheme ends with another model than the student.
@@ -47,6 +48,7 @@ def perform(
     place, done, names = None if out is None else Path(out), list[Fit](), list[str]()
     if cast.train is None:
         raise ConfigError("there is nothing to learn from", where="train")
+    cast = replace(cast, folder=place)
     for number, training in enumerate(scheme.trainings(cast)):
         if training.name in names or "" in names:
             problem = "the student's own training comes last" if "" in names else "two trainings have one name"
@@ -56,24 +58,26 @@ def perform(
     if not done or done[-1].student is not cast.student:
         raise ConfigError("the scheme does not end with its student", where="scheme", found=type(scheme).__name__)
     last = done[-1]
-    return replace(last, steps=sum(f.steps for f in done), seconds=sum(f.seconds for f in done))
+    took = together([f.operations for f in done])
+    return replace(last, steps=sum(f.steps for f in done), seconds=sum(f.seconds for f in done), operations=took)
 
 
 def _one(training: Training, cast: Cast, number: int, out: Path | None, resume: bool, quiet: bool) -> Fit:
     train = training.train if training.train is not None else cast.train
+    folder = None if out is None or not training.name else out / "trainings" / training.name
+    kept = nn.ModuleDict({"student": training.student, **training.keeps})
+    if folder is not None and (folder / _DONE).is_file():
+        return _was(folder, kept, training.student)
+    train = train() if callable(train) else train
     seed = cast.seed if not training.name else key(_SEEDS, cast.seed, number) >> 33
     if not training.name:
         begun = resume and out is not None and (out / "checkpoints").is_dir()
         return fit(training.stages, train, cast.validation, out=out, resume=begun, seed=seed, quiet=quiet)
-    if out is None:
+    if folder is None:
         return fit(training.stages, train, cast.validation, seed=seed, quiet=quiet)
-    folder = out / "trainings" / training.name
-    kept = nn.ModuleDict({"student": training.student, **training.keeps})
-    if (folder / _DONE).is_file():
-        return _was(folder, kept, training.student)
     begun = resume and (folder / "checkpoints").is_dir()
     fitted = fit(training.stages, train, cast.validation, out=folder, resume=begun, seed=seed, quiet=quiet)
-    facts = {name: getattr(fitted, name) for name in ("validation", "best", "steps", "seconds")}
+    facts = {name: getattr(fitted, name) for name in ("validation", "best", "steps", "seconds", "operations")}
     if int(os.environ.get("RANK", "0")) == 0:  # in distributed runs one process writes
         write_tensors(folder / _KEPT, {name: t.detach().contiguous().clone() for name, t in kept.state_dict().items()})
         write_json(folder / _DONE, json.loads(json.dumps(facts)))
