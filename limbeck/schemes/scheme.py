@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -35,6 +36,7 @@ class Cast:
         fresh: Makes another student with a random start of its own, from a number that tells them apart.
         logits: Where logits stand in the student's output.
         seed: Of everything random.
+        folder: Of the run, for what a scheme keeps beside its trainings; ``None``: it has none.
     """
 
     student: nn.Module
@@ -47,6 +49,7 @@ class Cast:
     fresh: Callable[[int], nn.Module] | None = None
     logits: str | None = None
     seed: int = 0
+    folder: Path | None = None
 
     def player(self, name: str) -> nn.Module:
         """A further model.
@@ -95,13 +98,14 @@ class Training:
     Args:
         stages: Its stages, as ``limbeck.engine.fit`` takes them; they share one student.
         name: Of its folder; empty for that of the student that is wanted in the end, which comes last.
-        train: What it learns from, where that is not what the recipe says.
+        train: What it learns from, where that is not what the recipe says; or what makes it, called when the training
+            begins.
         keeps: What is wanted of it afterwards beside its student, by name.
     """
 
     stages: list[Stage]
     name: str = ""
-    train: Loader | None = None
+    train: Loader | Callable[[], Loader] | None = None
     keeps: dict[str, nn.Module] = field(default_factory=dict)
 
     @property

@@ -46,6 +46,11 @@ EXAMPLES: dict[str, list[str]] = {
     "minillm": [*TEXTS, "loss=cross_entropy", "scheme={minillm: {max_new_tokens: 6}}"],
     "mutual": ["loss=kd", "scheme={mutual: {peers: 2}}"],
     "offline": ["loss=kd"],
+    "seq_kd": [
+        *TEXTS,
+        "loss=cross_entropy",
+        "scheme={seq_kd: {beams: 2, alpha: 0.6, max_new_tokens: 6, unfinished: keep}}",
+    ],
     "takd": ["loss=kd", "scheme=takd", "players={assistant: {model: mlp_16}}"],
 }
 
