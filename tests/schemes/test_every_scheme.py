@@ -44,6 +44,12 @@ EXAMPLES: dict[str, list[str]] = {
     "gkd": [*TEXTS, "loss=jsd", "scheme={gkd: {lmbda: 0.7, teacher_share: 0.5, max_new_tokens: 6}}"],
     "hint_then_kd": ["loss=fitnets", "scheme={hint_then_kd: {tap: stages:-1}}", "student={model: resnet8}"],
     "minillm": [*TEXTS, "loss=cross_entropy", "scheme={minillm: {max_new_tokens: 6}}"],
+    "moe_kd": [
+        *TEXTS,
+        "teacher={model: 'tests.schemes.tiny:mixtral', options: {width: 24}, train: {steps: 3}}",
+        "loss=reverse_kl",
+        "scheme={moe_kd: {way: student_aware, lmbda: 0.5, max_new_tokens: 6}}",
+    ],
     "mutual": ["loss=kd", "scheme={mutual: {peers: 2}}"],
     "offline": ["loss=kd"],
     "seq_kd": [

@@ -30,6 +30,26 @@ def llama(vocabulary: int = 258, width: int = 16, layers: int = 1, seed: int | N
     return model
 
 
+def mixtral(vocabulary: int = 258, width: int = 16, layers: int = 2, experts: int = 4, seed: int | None = None) -> Any:
+    """A mixture of experts, two of which each token asks; its routers have their likes and dislikes."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": layers, "num_attention_heads": 2}
+    marks = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "num_key_value_heads": 2}
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        config = MixtralConfig(
+            vocab_size=vocabulary, num_local_experts=experts, num_experts_per_tok=2, **sizes, **marks
+        )
+        config._experts_implementation = "eager"
+        model = MixtralForCausalLM(config)
+        for name, parameter in model.named_parameters():
+            parameter.data *= 20.0 if "gate.weight" in name else 5.0 if "experts" in name else 1.0
+        model.lm_head.weight.data *= 6.0
+    return model
+
+
 def records(count: int = 60) -> list[dict[str, str]]:
     """Prompts with completions."""
     return [{"prompt": WORDS[i % 8][: 2 + i % 5], "completion": " " + WORDS[(3 * i) % 7]} for i in range(count)]
