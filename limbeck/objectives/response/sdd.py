@@ -135,8 +135,7 @@ class SDD(Objective):
         if self.scales[:1] != [1] or min(self.scales) < 1:
             raise ConfigError("the whole image comes first", where="scales", found=scales, wanted="1, then others")
         self.taps = tap, teacher_tap or tap
-        extra = "logits@weight", "logits@bias", "penultimate"
-        self.student_taps, self.teacher_taps = ((t, *extra) for t in self.taps)
+        self.student_taps, self.teacher_taps = ((t, "logits@weight", "logits@bias", "penultimate") for t in self.taps)
 
     def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
         for trace, tap in zip((student, teacher), self.taps, strict=True):
