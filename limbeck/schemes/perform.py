@@ -16,6 +16,7 @@ from limbeck.core.files import write_json, write_tensors
 from limbeck.core.hashing import key
 from limbeck.engine.device import wait_for_everyone
 from limbeck.engine.fitting import Fit, fit
+from limbeck.engine.operations import together
 from limbeck.engine.snapshot import load_into
 from limbeck.schemes.scheme import Cast, Scheme, Training
 
@@ -39,7 +40,7 @@ def perform(
         quiet: Show no progress.
 
     Returns:
-        The last training's figures; ``steps`` and ``seconds`` are those of all.
+        The last training's figures; ``steps``, ``seconds`` and ``operations`` are those of all.
 
     Raises:
         ConfigError: The scheme ends with another model than the student.
@@ -57,7 +58,8 @@ def perform(
     if not done or done[-1].student is not cast.student:
         raise ConfigError("the scheme does not end with its student", where="scheme", found=type(scheme).__name__)
     last = done[-1]
-    return replace(last, steps=sum(f.steps for f in done), seconds=sum(f.seconds for f in done))
+    took = together([f.operations for f in done])
+    return replace(last, steps=sum(f.steps for f in done), seconds=sum(f.seconds for f in done), operations=took)
 
 
 def _one(training: Training, cast: Cast, number: int, out: Path | None, resume: bool, quiet: bool) -> Fit:
@@ -75,7 +77,7 @@ def _one(training: Training, cast: Cast, number: int, out: Path | None, resume: 
         return fit(training.stages, train, cast.validation, seed=seed, quiet=quiet)
     begun = resume and (folder / "checkpoints").is_dir()
     fitted = fit(training.stages, train, cast.validation, out=folder, resume=begun, seed=seed, quiet=quiet)
-    facts = {name: getattr(fitted, name) for name in ("validation", "best", "steps", "seconds")}
+    facts = {name: getattr(fitted, name) for name in ("validation", "best", "steps", "seconds", "operations")}
     if int(os.environ.get("RANK", "0")) == 0:  # in distributed runs one process writes
         write_tensors(folder / _KEPT, {name: t.detach().contiguous().clone() for name, t in kept.state_dict().items()})
         write_json(folder / _DONE, json.loads(json.dumps(facts)))
