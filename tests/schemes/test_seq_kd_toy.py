@@ -1,4 +1,4 @@
-"""A toy translation with noisy references, at equal steps: what the student is like after learning them, and after its teacher's."""
+"""A toy translation with noisy references: students that learn these, or what their teacher made of them."""
 
 from __future__ import annotations
 
