@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.batch import Batch, map_tensors
+from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller, Losses
-from limbeck.core.errors import CheckpointError, ConfigError, DataError, MissingExtra, ModelError
-from limbeck.core.objective import DataInfo
+from limbeck.core.errors import CheckpointError, ConfigError, ModelError
 from limbeck.core.survey import call_model
 from limbeck.core.teacher import Teacher, as_teacher
 from limbeck.data.collate import part_of
-from limbeck.data.loader import Loader
 from limbeck.engine.freezing import leaves_some_out
-from limbeck.integrations.checks import check_models, tokens_of
-from limbeck.integrations.feeding import look, walk
-from limbeck.integrations.hosting import NEEDS_IDS, Hosted, Sums, needs_of, totals_of, units_of
-from limbeck.integrations.losses import LossSpec, as_terms
-from limbeck.integrations.reading import EXTRAS, FIELDS, Reader, core_of
-from limbeck.integrations.rows import Collator, TextRows, as_rows, numbered
+from limbeck.integrations.hosting import NEEDS_IDS, Sums, needs_of, totals_of, units_of
+from limbeck.integrations.losses import LossSpec
+from limbeck.integrations.rows import Collator, as_rows, numbered
+from limbeck.integrations.trainer import HostingTrainer, predictions, refuse_devices, refuse_settings
 from limbeck.models.weights import load_weights, save_weights
-
-try:
-    from transformers import Trainer
-except ImportError as error:
-    raise MissingExtra("transformers", extra="language") from error
 
 OBJECTIVES = "objectives.safetensors"  # in a checkpoint, beside the student
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(HostingTrainer):
     """The ``Trainer`` of transformers with a teacher and a loss; all else is as it is there.
 
     The model is the student, before, while and after it trains: what ``save_model`` writes loads with
@@ -92,7 +82,7 @@ class DistillationTrainer(Trainer):
         causal: bool | None = None,
         **others: Any,
     ) -> None:
-        _refuse(args, others)
+        refuse_settings(args, others)
         super().__init__(
             model=model,
             args=args,
@@ -102,105 +92,20 @@ class DistillationTrainer(Trainer):
             processing_class=processing_class,
             **others,
         )
-        _refuse_devices(self.args, self.accelerator)
+        refuse_devices(self.args, self.accelerator)
         self.data_collator = Collator(self.data_collator)
         self.model_accepts_loss_kwargs = True  # it divides no loss by the number of micro-batches (before 5.20)
         self._loss, self._causal, self._logits = loss, causal, logits
         self._teacher = None if teacher is None else as_teacher(teacher, teacher_logits)
         self._teacher_processing = teacher_processing_class
-        self._example: Batch | None = None
-        self._training: contextlib.ExitStack | None = None
+        self._example, self._training = None, None
         self._said: dict[str, Tensor] = {}
         self._told = 0
         self._sums = Sums()
-        self.distiller: Hosted | None = None
+        self.distiller = None
         needs = set().union(*(needs_of(o) for o in self._host().loss))
         if needs & NEEDS_IDS or getattr(self._teacher, "looks_up", False):
             self.train_dataset = numbered(self.train_dataset)
-
-    @property
-    def sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed keeps each process but a part of the weights."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-    @property
-    def task(self) -> str:
-        """What labels mean."""
-        config = getattr(core_of(self._student), "config", None)
-        problem = getattr(config, "problem_type", None)
-        if problem == "multi_label_classification":
-            return "multilabel"
-        if problem == "regression" or getattr(config, "num_labels", None) == 1:
-            return "regression"
-        return "language" if self.reader.language else "classification"
-
-    def loader(self, batch_size: int = 64) -> Loader:
-        """The training set as limbeck walks through it, such as for ``limbeck.cache.build``."""
-        collate = self._get_collator_with_removed_columns(self.data_collator)
-        return walk(numbered(self.train_dataset), collate, self.reader, batch_size, self.task)
-
-    # Models and loss
-
-    @property
-    def _student(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)
-
-    def _host(self) -> Hosted:
-        """The distiller of the present student; another one where ``model_init`` made another student."""
-        student = self._student
-        if self.distiller is None or self.distiller.student is not student:
-            self.reader = Reader.of(student, self._teacher, self._causal)
-            terms = as_terms(self._loss, self.task)
-            self.distiller = Hosted(student, terms, self._teacher, logits=self._logits)
-            self._example = None
-        return self.distiller
-
-    def _listen(self, dataset: Any = None) -> tuple[Hosted, Batch]:
-        """The distiller, checked and set up, and an example; while training, it listens from then on."""
-        distiller = self._host()
-        if self._example is None:
-            self._example = self._set_up(distiller, self.train_dataset if self.train_dataset is not None else dataset)
-        if self._training is not None and not distiller.listens:
-            self._training.enter_context(distiller.listening(self._example))
-        return distiller, self._example
-
-    def _set_up(self, distiller: Hosted, dataset: Any) -> Batch:
-        collate = self._get_collator_with_removed_columns(self.data_collator)
-        names, example = look(dataset, collate, self.reader)
-        example = example.to(self.args.device)
-        tokens, teacher_tokens = self._tokens(dataset)
-        if distiller.teacher is not None:
-            distiller.teacher.to(self.args.device)
-        vocabulary = check_models(
-            distiller,
-            example,
-            names,
-            language=self.reader.language,
-            tokens=tokens,
-            teacher_tokens=teacher_tokens,
-            runs=not self.sharded,
-        )
-        if self.sharded:
-            distiller.ready_sharded(example, vocabulary)
-        else:
-            distiller.ready(example, self._info(vocabulary), self.args.seed)
-        return example
-
-    def _tokens(self, dataset: Any) -> tuple[Any, Any]:
-        if isinstance(dataset, TextRows):
-            return dataset.split.tokens, dataset.split.teacher_tokens
-        given = (self.processing_class, "processing_class"), (self._teacher_processing, "teacher_processing_class")
-        own, other = (tokens_of(*each) for each in given)
-        return own, other
-
-    def _info(self, vocabulary: int | None) -> DataInfo:
-        config, task = getattr(core_of(self._student), "config", None), self.task
-        classes = None if task == "language" else getattr(config, "num_labels", None)
-        try:
-            loader = self.loader()
-        except DataError:  # samples that are only walked through
-            return DataInfo(classes=classes, task=task, vocabulary=vocabulary)
-        return DataInfo(loader.samples, loader.labels, classes, loader.plain, task=task, vocabulary=vocabulary)
 
     # Training
 
@@ -338,9 +243,9 @@ class DistillationTrainer(Trainer):
         loss = self._weighed(distiller, values).detach() if values else None
         if prediction_loss_only:
             return loss, None, None
-        return loss, _predictions(output, ignore_keys, self.model), self._labels(inputs, batch)
+        return loss, predictions(output, ignore_keys, self.model), self._labels(inputs, batch)
 
-    def _weighed(self, distiller: Hosted, values: Any) -> Any:
+    def _weighed(self, distiller: Distiller, values: Any) -> Any:
         weights = {name: schedule(self._progress) for name, _, schedule in distiller.loss.items()}
         return sum(weights[name.partition("/")[0]] * value for name, value in values.items())
 
@@ -360,18 +265,7 @@ class DistillationTrainer(Trainer):
         hides = labels is not None and batch.mask is not None and batch.mask.shape == labels.shape
         return labels.masked_fill(~batch.mask, -100) if hides else labels  # type: ignore[union-attr,operator]
 
-    # Columns and checkpoints
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            sets = [self.train_dataset, *(self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else ())]
-            names = {name for each in sets for name in getattr(each, "column_names", None) or ()}
-            self._signature_columns: Any = [
-                *(self._signature_columns or ()),
-                *("labels", *FIELDS, *EXTRAS),
-                *(name for name in names if name.startswith("teacher_")),
-            ]
+    # Checkpoints
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -390,42 +284,3 @@ class DistillationTrainer(Trainer):
             raise CheckpointError(
                 "this checkpoint's helpers are not those of the loss", where=str(file), found=str(error)
             ) from None
-
-
-def _refuse(args: Any, others: dict[str, Any]) -> None:
-    """Settings that would be passed over in silence."""
-    if others.get("compute_loss_func") is not None:
-        raise ConfigError("the loss is given as loss", where="compute_loss_func", remedy="write it as an Objective")
-    if getattr(args, "label_smoothing_factor", 0):
-        raise ConfigError(
-            "the loss is given as loss",
-            where="label_smoothing_factor",
-            found=args.label_smoothing_factor,
-            remedy='set it to 0, and use loss={"label_smoothing": ..., "kd": ...}',
-        )
-
-
-def _refuse_devices(args: Any, accelerator: Any) -> None:
-    if args.n_gpu > 1:
-        raise ConfigError(
-            "several GPUs in one process copy the model at every step, and what listens to it is left behind",
-            where="args",
-            found=f"{args.n_gpu} GPUs",
-            remedy="launch with torchrun or accelerate launch, or let CUDA_VISIBLE_DEVICES show one",
-        )
-    plan = getattr(accelerator, "parallelism_config", None)
-    cuts = [name for name in ("cp_enabled", "sp_enabled") if getattr(plan, name, False)]
-    if cuts:
-        raise ConfigError("parts of a sequence cannot be distilled alone", where="parallelism_config", found=cuts[0])
-
-
-def _predictions(output: Any, ignore_keys: list[str] | None, model: Any) -> Any:
-    """What metrics of transformers are given: everything in the output but what the model says to leave out."""
-    if ignore_keys is None:
-        ignore_keys = getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])
-    if isinstance(output, Mapping):
-        found = tuple(value for name, value in output.items() if name not in (*ignore_keys, "loss"))
-    else:
-        found = tuple(output) if isinstance(output, (tuple, list)) else (output,)
-    found = map_tensors(found, Tensor.detach)
-    return found[0] if len(found) == 1 else found

@@ -30,7 +30,8 @@ def llama(width: int = 16, vocabulary: int = 258, seed: int = 0, **options: Any)
     torch.manual_seed(seed)
     sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 2, "num_attention_heads": 2}
     marks = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, max_position_embeddings=64, **sizes, **marks, **options))
+    known = {"vocab_size": vocabulary, "max_position_embeddings": 64, **sizes, **marks, **SPREAD}
+    return LlamaForCausalLM(LlamaConfig(**(known | options)))
 
 
 def bert(width: int = 16, seed: int = 0, **options: Any) -> BertForSequenceClassification:

@@ -36,6 +36,8 @@ def test_two_ranks_follow_one(tmp_path: Path) -> None:
         assert len(terms) > 2
         for step, same in zip(steps, others, strict=True):
             assert all(step[name] == pytest.approx(same[name], rel=1e-5) for name in terms), case
-        said = [name for name in one["eval"] if name.startswith("eval_") and "second" not in name and "time" not in name]
+        said = [
+            name for name in one["eval"] if name.startswith("eval_") and "second" not in name and "time" not in name
+        ]
         assert "eval_loss" in said
         assert all(one["eval"][name] == pytest.approx(two["eval"][name], rel=1e-6) for name in said), case

@@ -63,9 +63,9 @@ def test_it_learns_what_the_engine_learns(options: dict[str, Any], tmp_path: Pat
     )
     fitted = fit([Stage("distill", Distiller(student, loss, teacher), config)], loader, quiet=True)
     told = [line for line in fitted.history if line["split"] == "train"]
-    assert losses(trainer) == pytest.approx([line["total"] for line in told], rel=1e-6)
-    assert losses(trainer, "kd") == pytest.approx([line["terms"]["kd"] for line in told], rel=1e-6)
-    assert torch.equal(weights(trainer.model), weights(student))
+    assert losses(trainer) == pytest.approx([line["total"] for line in told], rel=1e-5)
+    assert losses(trainer, "kd") == pytest.approx([line["terms"]["kd"] for line in told], rel=1e-5)
+    assert torch.allclose(weights(trainer.model), weights(student), atol=1e-6)
 
 
 def reference(student: Any, teacher: Any, batches: list[dict[str, Any]]) -> Tensor:
