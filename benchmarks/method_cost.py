@@ -115,10 +115,12 @@ def batch(kind: str, size: int, device: torch.device) -> Batch:
         labels = (torch.rand(size, CLASSES, generator=generator) < 0.3).float()
     if kind == "regression":
         labels = torch.randn(size, CLASSES, generator=generator)
-    aspects = torch.rand(size, 50, generator=generator)  # what a language model answered, for the methods that ask
-    return Batch(
-        images, labels, index, extras={"aspects": aspects, "tolerant": torch.randn(size, CLASSES, generator=generator)}
-    ).to(device)
+    extras = {  # for the methods that ask: what a language model answered, a second teacher, what is private
+        "aspects": torch.rand(size, 50, generator=generator),
+        "tolerant": torch.randn(size, CLASSES, generator=generator),
+        "privacy": torch.rand(size, generator=generator),
+    }
+    return Batch(images, labels, index, extras=extras).to(device)
 
 
 def stepper(key: str, pair: Callable[[], Pair], data: Batch, terms: Any = None) -> Callable[[], None]:

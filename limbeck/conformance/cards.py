@@ -114,6 +114,8 @@ def _call(case: Case, objective: Any, scene: Scene, **more: Any) -> Tensor:
         "labels": scene.batch.labels,
         "mask": scene.batch.mask,
         "student_logits": scene.student.logits,
+        "index": scene.batch.index,
+        **scene.batch.extras,
     }
     if "logits" in scene.teacher.taps:
         given["teacher_logits"] = scene.teacher.logits

@@ -62,6 +62,7 @@ def special_settings() -> dict[str, Setting]:
         "aspects": aspects(),
         "cross-tokenizer": tokenizers(),
         "several teachers": several(),
+        "privacy": private(),
     }
 
 
@@ -210,6 +211,17 @@ class _Few(ByteTokens):
 
     def table(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self.tokens)}
+
+
+def private(classes: int = 5) -> Setting:
+    """A language model whose texts have private places, as ``extras["privacy"]``: scores from 0 to 1."""
+    plain = tokens(classes)
+
+    def batch(seed: int) -> Batch:
+        drawn = torch.rand(2, SIZE, LENGTH, generator=torch.Generator().manual_seed(seed))
+        return plain.batch(seed).replace(extras={"privacy": torch.where(drawn[0] < 0.4, drawn[1], 0.0)})
+
+    return replace(plain, name="private", batch=batch, with_two_classes=lambda: private(2))
 
 
 def several(classes: int = 5) -> Setting:

@@ -17,6 +17,7 @@ from limbeck.core.objective import DataInfo
 from limbeck.core.reduction import check_inside, check_positive, fit_mask, reduce
 from limbeck.core.survey import dry
 from limbeck.core.teacher import FrozenTeacher
+from limbeck.data.language.loader import LanguageLoader
 from limbeck.engine.stage import Stage
 from limbeck.models.generating import Decoding, check_writes
 from limbeck.schemes.gkd import OnPolicy
@@ -130,6 +131,8 @@ class MoEKD(Scheme):
             made = ExpertsTeacher(judge.model, logits=judge.where, **options)
         distiller = MixtureDistiller(cast.student, cast.loss, made, logits=cast.logits)
         distiller.way(self, cast)
+        if self.way == "student_aware" and isinstance(cast.train, LanguageLoader):
+            same_tokens(cast.train, "moe_kd")
         if self.lmbda:
             loader = texts_of(cast.train, "moe_kd")
             same_tokens(loader, "moe_kd")
@@ -200,7 +203,8 @@ class MixtureDistiller(OnPolicy):
         with dry(self.student):  # it does not learn here, and nothing of it moves
             student = self.heard(prepared)
         said, gates = teacher.learning(prepared)
-        log_q, log_p = soften(student.logits), soften(said.logits)
+        width = min(student.logits.shape[-1], said.logits.shape[-1])  # one may have rows for tokens that are none
+        log_q, log_p = soften(student.logits[..., :width]), soften(said.logits[..., :width])
         values = kl_rows(log_q, log_p)
         counts = torch.ones_like(values, dtype=torch.bool)
         counts = counts if prepared.mask is None else fit_mask(prepared.mask, values)
