@@ -100,7 +100,7 @@ def shifted(start: Tensor, to: Tensor, origin: Tensor, strength: float = 1.0) ->
             "The target is a constant, since the paper tells that other forms were hard to train.",
             "The paper's weight of the labels is not known; one half each.",
         ),
-        tasks=("several teachers",),
+        tasks=("language", "several teachers"),
         with_labels={"cross_entropy": 0.5},
         weight=0.5,
         cost="Three frozen models answer each batch instead of one.",

@@ -70,6 +70,7 @@ def kd_loss(
         evidence_note="value and gradient of HobbitLong/RepDistiller@b84f547 and megvii-research/mdistiller@a08d46f; "
         "the paper has no released code",
         choices=("The divergence where the paper writes the cross-entropy: the same gradient, and 0 at equality.",),
+        tasks=("classification", "language"),
         with_labels={"cross_entropy": 0.1},
         weight=0.9,
     ),
