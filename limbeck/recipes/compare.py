@@ -16,18 +16,18 @@ from typing import Any
 import torch
 
 from limbeck.analysis.statistics import compare_paired, summarise
-from limbeck.core.errors import ConfigError, DataError, LimbeckError
+from limbeck.core.errors import ConfigError, DataError, LimbeckError, TrainingError
 from limbeck.core.files import write_json
 from limbeck.engine.journal import environment
 from limbeck.engine.metrics import LOWER_IS_BETTER, headline
 from limbeck.engine.operations import together
+from limbeck.recipes.attempt import Failed, attempt, is_over
 from limbeck.recipes.build import source_of
 from limbeck.recipes.check import check
 from limbeck.recipes.entries import Entry, controls_of, entries_of, with_budget
 from limbeck.recipes.jobs import run_all
 from limbeck.recipes.problem import RecipeError
 from limbeck.recipes.rival import against
-from limbeck.recipes.run import run
 from limbeck.recipes.schema import Recipe
 
 #: Figures of each run that are averaged over seeds, as far as there are.
@@ -93,8 +93,9 @@ def compare(
     A method is compared with each control seed by seed; intervals are Student's t over seeds, 95%. ``gain`` names the
     difference to the best control (by mean), with a verdict: ``gain``, ``loss`` or ``unclear``.
 
-    Every run has its folder below ``out``; started again, a comparison reads the finished runs and goes on with the one
-    that was interrupted. ``out/compare.json`` is written anew after each.
+    A run whose loss goes astray, or for which memory does not suffice, ends alone: its method has no line, and
+    ``failed`` says which seed and why. Every run has its folder below ``out``; started again, a comparison reads the
+    finished runs and goes on with the one that was interrupted. ``out/compare.json`` is written anew after each.
 
     Args:
         recipe: What every run does; its own loss, scheme and student's head are replaced, but for the loss of schemes.
@@ -110,11 +111,10 @@ def compare(
 
     Returns:
         The content of ``compare.json``: ``status``, ``command``, ``recipe``, ``environment``, ``seeds``, ``data``,
-        ``teacher`` (its figures and cost), ``best_control``, ``left_out``, and ``methods``: for each line its
-        ``entry``, ``name``, ``role``, ``loss``, ``scheme``, cost, ``steps``, ``operations`` of training; of every
-        figure and of ``seconds`` the
-        ``mean``, ``sd`` and ``interval``; ``differences`` to each control; ``gain`` over the best; and ``runs``, one
-        for each seed.
+        ``teacher`` (its figures and cost), ``best_control``, ``left_out``, ``failed``, and ``methods``: for each line
+        its ``entry``, ``name``, ``role``, ``loss``, ``scheme``, cost, ``steps``, ``operations`` of training; of every
+        figure and of ``seconds`` the ``mean``, ``sd`` and ``interval``; ``differences`` to each control; ``gain`` over
+        the best; and ``runs``, one for each seed.
 
     Raises:
         RecipeError: With all that is wrong with any of the runs, before the first of them begins.
@@ -144,24 +144,42 @@ def compare(
         tasks = [(f"{entry.name}, seed {seed}", entry.recipe(recipe, seed), folder) for entry, seed, folder in runs]
         run_all(tasks, jobs, teachers=out / "teachers", say=say)
     results: dict[str, list[dict[str, Any]]] = {entry.entry: [] for entry in each}
-    for entry, seed, folder in runs:
-        if say is not None and not (folder / "result.json").is_file():
-            done = sum(map(len, results.values()))
-            say(f"run {done + 1} of {len(runs)}: {entry.name}, seed {seed}")
-        result = run(entry.recipe(recipe, seed), folder, resume=True, teachers=out / "teachers", quiet=quiet)
+    failed: list[dict[str, Any]] = []
+    for number, (entry, seed, folder) in enumerate(runs, 1):
+        if say is not None and not is_over(folder):
+            say(f"run {number} of {len(runs)}: {entry.name}, seed {seed}")
+        try:
+            result = attempt(entry.recipe(recipe, seed), folder, teachers=out / "teachers", quiet=quiet)
+        except Failed as reason:
+            failed.append({"entry": entry.entry, "name": entry.name, "seed": seed, "error": str(reason)})
+            if say is not None:
+                say(f"{entry.name}, seed {seed}, failed: {reason}")
+            continue
         if not main:  # in a distributed run one process writes
             continue
         if entry.rival:
             result = {**result, **against(recipe, folder, out / "teachers", result)}
         results[entry.entry].append({**result, "folder": folder.relative_to(out).as_posix()})
-        body = _body(entries, results, metric, sign)
-        _write(out, {**facts, **body, "status": "running", "seconds": time.time() - began})
+        body = _body(_whole(entries, failed), results, metric, sign)
+        _write(out, {**facts, **body, "failed": failed, "status": "running", "seconds": time.time() - began})
     if not main:
         return {}
-    body = _body(entries, results, metric, sign)
+    if not any(results.values()):
+        raise TrainingError(f"every run failed: {failed[0]['error']}", where=failed[0]["name"])
+    body = {**_body(_whole(entries, failed), results, metric, sign), "failed": failed}
     whole = {**facts, **body, "status": "finished", "seconds": round(time.time() - began, 3)}
     _write(out, whole)
     return whole
+
+
+def _whole(entries: list[Entry], failed: list[dict[str, Any]]) -> list[Entry]:
+    """The lines of which no run failed: a mean over the seeds that went well would flatter. Variants fall out alone."""
+    lost, left = {run["entry"] for run in failed}, []
+    for entry in entries:
+        variants = tuple(v for v in entry.variants if v.entry not in lost)
+        if variants or not (entry.variants or entry.entry in lost):
+            left.append(replace(entry, variants=variants))
+    return left
 
 
 def _check(recipe: Recipe, entries: list[Entry]) -> None:
@@ -278,7 +296,7 @@ def _row(entry: Entry, results: list[dict[str, Any]]) -> dict[str, Any]:
         "flops": results[0].get("flops"),
         "latency_ms": statistics.median(latencies) if latencies else None,
         "steps": runs[0]["steps"],
-        "operations": together([r["training"].get("operations", {}) for r in results[:1]]),
+        "operations": together([o for r in results if (o := r["training"].get("operations"))][:1]),
         "seconds": summarise([r["seconds"] for r in runs]),
         **{name: summarise([r[name] for r in runs]) for name in FIGURES if all(r.get(name) is not None for r in runs)},
         "runs": runs,

@@ -15,7 +15,7 @@ import torch
 
 from limbeck.core.catalogue import load_plugin
 from limbeck.core.errors import ConfigError
-from limbeck.recipes.run import run
+from limbeck.recipes.attempt import Failed, attempt, is_over
 from limbeck.recipes.schema import Recipe
 
 Task = tuple[str, Recipe, Path]  # what to call it, what to do, the run's folder
@@ -37,11 +37,11 @@ def run_all(tasks: Iterable[Task], jobs: int, *, teachers: Path, say: Callable[[
 
     Raises:
         ConfigError: Fewer than one job.
-        LimbeckError: Whatever the first run that failed said; runs under way are finished.
+        LimbeckError: What is wrong with more than one run's training; runs under way are finished.
     """
     if jobs < 1:
         raise ConfigError("must be 1 or more", where="jobs", found=jobs)
-    left = [task for task in tasks if not (task[2] / "result.json").is_file()]
+    left = [task for task in tasks if not is_over(task[2])]
     if jobs == 1 or len(left) < 2:
         return
     threads = max((os.cpu_count() or 1) // jobs, 1)
@@ -95,5 +95,8 @@ def _do(task: Task, teachers: Path) -> str:
     name, recipe, folder = task
     for plugin in recipe.plugins:
         load_plugin(plugin)
-    run(recipe, folder, resume=True, teachers=teachers, quiet=True)
+    try:
+        attempt(recipe, folder, teachers=teachers, quiet=True)
+    except Failed as reason:
+        return f"{name} (failed: {reason})"
     return name

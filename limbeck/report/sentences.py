@@ -27,10 +27,11 @@ def findings(comparison: dict[str, Any]) -> list[str]:
     methods = [row for row in comparison["methods"] if row["role"] == "method"]
     best = comparison.get("best_control")
     if best is None:
-        return ["There are no controls in this comparison, so nothing here can be called a gain."]
+        return ["There are no controls in this comparison, so nothing here can be called a gain.", *losses(comparison)]
     control = named(comparison, best)
     if all(row["gain"] is None or row["gain"]["interval"] is None for row in methods):
-        return ["One seed tells nothing of how results vary, so no difference here is called a gain."]
+        told = "One seed tells nothing of how results vary, so no difference here is called a gain."
+        return [told, *losses(comparison)]
     said = []
     for kind, words in (("gain", "gains {} points over"), ("loss", "loses {} points to")):
         for row in sorted(methods, key=lambda r: -abs(r["gain"]["mean"]) if r["gain"] else 0):
@@ -48,6 +49,18 @@ def findings(comparison: dict[str, Any]) -> list[str]:
             for row in unclear
         )
         said.append(f"Within noise of the best control, {control}, over {seeds} seeds: {spans}.")
+    return [*said, *losses(comparison)]
+
+
+def losses(comparison: dict[str, Any]) -> list[str]:
+    """Which methods came to no end, a sentence each."""
+    failed = comparison.get("failed", [])
+    names = dict.fromkeys(run["name"] for run in failed)
+    said = []
+    for name in names:
+        runs = [run for run in failed if run["name"] == name]
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        said.append(f"{name} failed with seed{'s' if len(runs) > 1 else ''} {seeds}: {runs[0]['error'].rstrip('.')}.")
     return said
 
 

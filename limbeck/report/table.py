@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from limbeck.report.figure import figure_of
-from limbeck.report.sentences import verdict
+from limbeck.report.sentences import losses, verdict
 from limbeck.report.words import count, heading, number, percent
 
 
@@ -79,7 +79,8 @@ def markdown_table(comparison: dict[str, Any]) -> str:
     lines += [_line(row) for row in rows(comparison)]
     environment = comparison["environment"]
     made = f"`{comparison['command']}` with torch {environment['torch']}, {environment['threads']} threads"
-    return "\n".join([*lines, "", f"{caption(comparison)} Made by {made}.", ""])
+    told = " ".join([caption(comparison), *losses(comparison), f"Made by {made}."])
+    return "\n".join([*lines, "", told, ""])
 
 
 def _line(cells: Any) -> str:

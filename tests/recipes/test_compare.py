@@ -10,13 +10,14 @@ import torch
 from scipy.stats import ttest_rel
 
 from limbeck.analysis import assess
-from limbeck.core.errors import ConfigError
+from limbeck.core.errors import ConfigError, TrainingError
 from limbeck.models import create, load_weights
 from limbeck.models.student import load_student
-from limbeck.recipes import RecipeError, load
-from limbeck.recipes import compare as module
+from limbeck.recipes import RecipeError, attempt, load
 from limbeck.recipes.build import check_loader, source_of
 from limbeck.recipes.compare import compare
+from limbeck.report.sentences import findings, losses
+from limbeck.report.table import markdown_table
 
 SMALL = [
     "data.samples=100",
@@ -123,7 +124,7 @@ def test_seeds_and_methods_can_be_added(compared):
 
 
 def test_an_interrupted_comparison_goes_on(compared, tmp_path, monkeypatch):
-    real, done = module.run, []
+    real, done = attempt.run, []
 
     def interrupted(*args, **kwargs):
         if len(done) == 3:
@@ -131,13 +132,13 @@ def test_an_interrupted_comparison_goes_on(compared, tmp_path, monkeypatch):
         done.append(args[1])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(module, "run", interrupted)
+    monkeypatch.setattr(attempt, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(load("digits", SMALL), ["kd"], 2, ["no_teacher"], out=tmp_path, quiet=True)
     partial = json.loads((tmp_path / "compare.json").read_text())
     assert partial["status"] == "running"
     assert [len(row["runs"]) for row in partial["methods"]] == [2, 1]
-    monkeypatch.setattr(module, "run", real)
+    monkeypatch.setattr(attempt, "run", real)
     whole = compare(load("digits", SMALL), ["kd"], 2, ["no_teacher"], out=tmp_path, quiet=True)
     assert whole["status"] == "finished"
     expected = rows(compared[1])
@@ -191,6 +192,39 @@ def test_tuned_kd_takes_the_temperature_that_validates_best(tmp_path):
 def test_tuned_kd_needs_validation_data(tmp_path, monkeypatch):
     from limbeck.recipes.build import source_of as read
 
-    monkeypatch.setattr(module, "source_of", lambda data: dataclasses.replace(read(data), validation=None))
+    monkeypatch.setattr(
+        "limbeck.recipes.compare.source_of", lambda data: dataclasses.replace(read(data), validation=None)
+    )
     with pytest.raises(ConfigError, match="validation"):
         compare(load("digits", SMALL), ["dist"], 1, ["tuned_kd"], out=tmp_path, quiet=True)
+
+
+WILD = [*SMALL, "teacher={model: mlp_16, untrained: true}"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_goes_astray_does_not_end_the_others(tmp_path, jobs):
+    """KD of a vast weight is no number after a few steps; the rest is compared, and the report tells."""
+    said: list[str] = []
+    again = {"seeds": 2, "controls": ["no_teacher"], "out": tmp_path, "quiet": True, "jobs": jobs}
+    facts = compare(load("digits", WILD), ["kd:weight=1.0e+14", "dist"], say=said.append, **again)
+    assert [row["entry"] for row in facts["methods"]] == ["no_teacher", "dist"]
+    assert facts["status"] == "finished"
+    assert [(run["entry"], run["seed"]) for run in facts["failed"]] == [
+        ("kd:weight=1.0e+14", 0),
+        ("kd:weight=1.0e+14", 1),
+    ]
+    assert "finite" in facts["failed"][0]["error"]
+    assert any("failed" in line for line in said)
+    (sentence,) = losses(facts)
+    assert sentence.startswith("KD (weight=1.0e+14) failed with seeds 0, 1: ")
+    assert sentence in markdown_table(facts)
+    assert sentence in findings(facts)
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("metrics.jsonl")}
+    assert compare(load("digits", WILD), ["kd:weight=1.0e+14", "dist"], **again)["failed"] == facts["failed"]
+    assert files == {f: f.stat().st_mtime_ns for f in tmp_path.rglob("metrics.jsonl")}
+
+
+def test_where_every_run_goes_astray_that_is_the_error(tmp_path):
+    with pytest.raises(TrainingError, match="every run failed"):
+        compare(load("digits", WILD), ["kd:weight=1.0e+14"], 2, False, out=tmp_path, quiet=True)

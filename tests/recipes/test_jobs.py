@@ -59,7 +59,7 @@ if __name__ == "__main__":
 ENDLESS = """
 import time
 from limbeck.engine.stopping import Stopped, StopRequest
-from limbeck.recipes import jobs
+from limbeck.recipes import attempt
 
 def run(recipe, folder, **options):
     folder.mkdir()
@@ -70,7 +70,7 @@ def run(recipe, folder, **options):
         (folder / "stopped").touch()
         raise Stopped("stopped", stop.number)
 
-jobs.run = run
+attempt.run = run
 """
 
 
