@@ -192,7 +192,8 @@ def test_tuned_kd_takes_the_temperature_that_validates_best(tmp_path):
 def test_tuned_kd_needs_validation_data(tmp_path, monkeypatch):
     from limbeck.recipes.build import source_of as read
 
-    monkeypatch.setattr(
+    without = lambda data: dataclasses.replace(read(data), validation=None)  # noqa: E731
+    monkeypatch.setattr("limbeck.recipes.compare.source_of", without)
         "limbeck.recipes.compare.source_of", lambda data: dataclasses.replace(read(data), validation=None)
     )
     with pytest.raises(ConfigError, match="validation"):
