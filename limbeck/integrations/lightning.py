@@ -35,7 +35,7 @@ def _lightning() -> Any:
     """Lightning under whichever of its two names is in use: a module of the one is none to a trainer of the other."""
     names = ("lightning.pytorch", "pytorch_lightning")
     for name in (*(name for name in names if name in sys.modules), *names):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ModuleNotFoundError):
             return importlib.import_module(name)
     raise MissingExtra("pytorch-lightning", extra="lightning")
 

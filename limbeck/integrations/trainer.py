@@ -21,12 +21,12 @@ from limbeck.integrations.reading import EXTRAS, FIELDS, Reader, core_of
 from limbeck.integrations.rows import TextRows
 
 try:
-    from transformers import Trainer
-except ImportError as error:
+    import transformers
+except ModuleNotFoundError as error:
     raise MissingExtra("transformers", extra="language") from error
 
 
-class HostingTrainer(Trainer):
+class HostingTrainer(transformers.Trainer):
     """Makes the distiller of its model, checks and sets it up, and lets it listen while it is needed."""
 
     distiller: Hosted | None
