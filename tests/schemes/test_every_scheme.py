@@ -41,6 +41,12 @@ TEXTS = [
 EXAMPLES: dict[str, list[str]] = {
     "ban": ["loss=kd", "scheme={ban: {generations: 2}}"],
     "bilevel": ["loss=tgeo_kd", "scheme={bilevel: {samples: 8, share: 0.2}}"],
+    "ddk": [
+        *TEXTS,
+        "data={source: 'tests.schemes.tiny:tagged', batch_size: 12}",
+        "loss=kd",
+        "scheme={ddk: {interval: 2}}",
+    ],
     "gkd": [*TEXTS, "loss=jsd", "scheme={gkd: {lmbda: 0.7, teacher_share: 0.5, max_new_tokens: 6}}"],
     "hint_then_kd": ["loss=fitnets", "scheme={hint_then_kd: {tap: stages:-1}}", "student={model: resnet8}"],
     "minillm": [*TEXTS, "loss=cross_entropy", "scheme={minillm: {max_new_tokens: 6}}"],

@@ -60,6 +60,13 @@ def pairs(**options: Any) -> Any:
     return language_source(records(), **{"tokenizer": "bytes", "length": 32, "validation": 0.1, **options})
 
 
+def tagged(**options: Any) -> Any:
+    """A source of texts of two domains, a third of which is held out: words, and the far more numbers."""
+    words = [{"text": f"{WORDS[i % 8]}, {WORDS[(3 * i) % 7]}", "tag": "words"} for i in range(24)]
+    numbers = [{"text": f"{i} and {7 * i % 50}", "tag": "numbers"} for i in range(48)]
+    return language_source(words + numbers, **{"tokenizer": "bytes", "length": 32, "validation": 0.3, **options})
+
+
 def cast(loss: Objective | Terms, *, batch_size: int = 6, steps: int = 3, data: Any = None, **changes: Any) -> Cast:
     """Student, teacher and texts in double precision, for comparisons to the last digit."""
     options = changes.pop("options", {})

@@ -94,12 +94,15 @@ class LanguageLoader(IndexedLoader):
         return self._read([(torch.arange(min(size, self.samples)), 0)])
 
     def order(self, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-        order = super().order(epoch, device)
+        return self.grouped(super().order(epoch, device), epoch)
+
+    def grouped(self, order: Tensor, epoch: int) -> Tensor:
+        """An epoch's random order with rows of like length together, as far as its layout asks for that."""
         stretch = self.rows.layout.bucket * self.batch_size
         if not self.shuffle or self.rows.layout.pack or stretch <= self.batch_size:
             return order
         # The incomplete last batch is left out of it: whoever is in it is drawn from all rows alike.
-        whole = self.samples // self.batch_size * self.batch_size
+        whole = len(order) // self.batch_size * self.batch_size
         own, rest = order[:whole], order[whole:]
         batch = torch.arange(whole, device=own.device) // stretch
         lengths = self.rows.lengths.to(own.device)[own]
