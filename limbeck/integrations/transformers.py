@@ -166,7 +166,7 @@ class DistillationTrainer(HostingTrainer):
     ) -> Any:
         """The weighted sum of all terms, a micro-batch's part of its step."""
         distiller, example = self._listen()
-        hosts = isinstance(self.accelerator.unwrap_model(model), Distiller)
+        hosts = isinstance(self.accelerator.unwrap_model(model, keep_torch_compile=False), Distiller)
         with distiller.listening(example):
             if self.sharded:
                 distiller.calls(model)
