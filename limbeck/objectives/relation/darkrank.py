@@ -78,7 +78,7 @@ def darkrank_loss(
 def _log_orders(scores: Tensor) -> Tensor:
     """Log-probability of naming these in this order, best first, ``[*]`` from scores ``[*, K]`` (Plackett and Luce)."""
     named = [scores[..., i] - scores[..., i:].logsumexp(dim=-1) for i in range(scores.shape[-1])]
-    return sum(named, scores.new_zeros(scores.shape[:-1]))
+    return sum(named, scores[..., :0].sum(dim=-1))
 
 
 @register(
