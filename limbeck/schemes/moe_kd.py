@@ -49,7 +49,8 @@ Way = Literal["augment", "student_aware", "all"]
         },
         evidence="reading",
         choices=(
-            "the router learns with the student's settings, which the paper leaves open, and lr_router in their place",
+            "the router learns with the student's settings, which the paper leaves open, but for its learning rate: "
+            "with the student's the teacher soon says what the student says, and has nothing left to teach",
             "the router's loss is the reverse KL whatever the student's is; it is balanced over the places that count, "
             "the k most probable experts of each being those it is routed to",
             "weights of chosen experts sum to one where they do in the teacher itself",
@@ -78,7 +79,7 @@ class MoEKD(Scheme):
         chance: That a token's experts are drawn from the router's distribution, of ``augment``.
         experts: How many a token asks, of ``augment``; ``None``: all but one.
         balance: :math:`\beta`, of ``student_aware``.
-        lr_router: Of ``student_aware``; ``None``: the student's.
+        lr_router: Of ``student_aware``; ``None``: a hundredth of the student's.
         lmbda: The share of steps whose texts the student writes.
         max_new_tokens: Of what it writes at most.
         temperature: Of its drawing.
@@ -148,7 +149,7 @@ class MixtureDistiller(OnPolicy):
         """Take the scheme's settings."""
         self.turns = ("router", "student") if scheme.way == "student_aware" else ("student",)
         self.balance, self.seed = scheme.balance, cast.seed
-        self._lr = scheme.lr_router
+        self._lr = 0.01 * cast.config.lr if scheme.lr_router is None else scheme.lr_router
         self._facts = {n: getattr(scheme, n) for n in ("way", "passes", "chance", "experts", "balance", "lr_router")}
         self._writes = scheme.lmbda > 0
         self.routers = nn.ModuleList()
@@ -172,7 +173,7 @@ class MixtureDistiller(OnPolicy):
         return (p for p in self.parameters() if (id(p) in own) == (turn == "router"))
 
     def settings_of(self, turn: str) -> dict[str, Any]:
-        return {"lr": self._lr} if turn == "router" and self._lr is not None else {}
+        return {"lr": self._lr} if turn == "router" else {}
 
     def settled(self) -> dict[str, Any]:
         return {**self._facts, **(super().settled() if self._writes else {})}

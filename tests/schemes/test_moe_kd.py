@@ -71,6 +71,8 @@ def test_each_turn_moves_only_who_has_it() -> None:
     made, batch = distiller(given, way="student_aware"), step(given.train.example(6))
     made.setup(batch)
     assert made.turns == ("router", "student")
+    assert made.settings_of("router") == {"lr": pytest.approx(0.001)}  # a hundredth of the student's
+    assert made.settings_of("student") == {}
     assert isinstance(made.teacher, EveryExpert)
     model = made.teacher.model
     players = {turn: list(made.parameters_of(turn)) for turn in made.turns}
