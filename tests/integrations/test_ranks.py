@@ -41,3 +41,21 @@ def test_two_ranks_follow_one(tmp_path: Path) -> None:
         ]
         assert "eval_loss" in said
         assert all(one["eval"][name] == pytest.approx(two["eval"][name], rel=1e-6) for name in said), case
+
+
+@pytest.mark.slow
+def test_two_ranks_of_lightning_follow_one(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_lightning", reason="Lightning is not installed")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script, found = SCRIPT.with_name("lightning_run.py"), []
+    for world, accumulate in ((1, 1), (2, 1), (2, 2)):
+        file = tmp_path / f"{world}-{accumulate}.json"
+        command = [sys.executable, str(script), str(file), str(world), str(accumulate)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads(file.read_text()))
+    assert [each["world"] for each in found] == [1, 2, 2]
+    assert "val_kd" in found[0]["told"]
+    for each in found[1:]:
+        assert each["told"] == pytest.approx(found[0]["told"], rel=1e-6)
+        assert max(abs(a - b) for a, b in zip(each["weights"], found[0]["weights"], strict=True)) < 1e-7
