@@ -194,8 +194,6 @@ def test_tuned_kd_needs_validation_data(tmp_path, monkeypatch):
 
     without = lambda data: dataclasses.replace(read(data), validation=None)  # noqa: E731
     monkeypatch.setattr("limbeck.recipes.compare.source_of", without)
-        "limbeck.recipes.compare.source_of", lambda data: dataclasses.replace(read(data), validation=None)
-    )
     with pytest.raises(ConfigError, match="validation"):
         compare(load("digits", SMALL), ["dist"], 1, ["tuned_kd"], out=tmp_path, quiet=True)
 
