@@ -7,17 +7,19 @@ import os
 import sys
 from typing import Any
 
-import pytorch_lightning as lightning
 import torch
 from torch.utils.data import DataLoader
 
 from limbeck.data.language import language_source
-from limbeck.integrations.lightning import DistillationModule
 from limbeck.integrations.reading import written
 from tests.integrations.parts import PAIRS, llama, weights
 
 
 def main(file: str, world: int, accumulate: int) -> None:
+    import pytorch_lightning as lightning  # here, since tests are collected where it is not installed, too
+
+    from limbeck.integrations.lightning import DistillationModule
+
     torch.set_num_threads(1)
     split = language_source(PAIRS, tokenizer="bytes", length=48, validation=0).train
     rank = int(os.environ.get("LOCAL_RANK", "0"))
