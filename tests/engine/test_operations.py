@@ -61,6 +61,24 @@ def test_counting_changes_nothing(loader, monkeypatch):
     assert "_teach" not in vars(counted.distiller)
 
 
+def test_counting_leaves_attention_as_it_is():
+    """The same bits; and by hand: the inputs need no gradient, attention's backward computes its scores again."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    x = torch.randn(4, 33, 16, generator=torch.Generator().manual_seed(0))
+
+    def done() -> list[torch.Tensor]:
+        layer.zero_grad()
+        layer(x).square().sum().backward()
+        return [p.grad.clone() for p in layer.parameters()]
+
+    plain, operations = done(), Operations()
+    with operations.counting(Distiller(layer, CrossEntropy())):
+        counted = done()
+    assert all(torch.equal(a, b) for a, b in zip(plain, counted, strict=True))
+    linear, attention = 2 * 4 * 33 * (16 * 48 + 16 * 16 + 2 * 16 * 32), 2 * 2 * 4 * 33 * 33 * 16
+    assert operations.whole == 3 * linear - 2 * 4 * 33 * 16 * 48 + 3.5 * attention
+
+
 def test_an_estimate_is_near(loader):
     train = loader()
     one = stage()
