@@ -137,6 +137,6 @@ class ITRD(Objective):
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
         s, counts = pooled(student[self.tap], batch.mask, "student_feature")
         t, _ = pooled(teacher[self.teacher_tap], batch.mask, "teacher_feature")
-        weights = self.correlation, self.mutual
-        s = self.ready("embed")(s)
-        return itrd_loss(s, t, correlation=weights[0], mutual=weights[1], alpha=self.alpha, mask=counts)
+        return itrd_loss(
+            self.ready("embed")(s), t, correlation=self.correlation, mutual=self.mutual, alpha=self.alpha, mask=counts
+        )
