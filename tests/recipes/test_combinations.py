@@ -22,12 +22,13 @@ from limbeck.recipes.schema import Recipe
 
 #: What needs other data than images with one class each, or gives the student another head, meets its like elsewhere.
 _OTHER_DATA = {"multilabel", "regression", "retrieval", "aspects"}
-_ATTENTION = {"cakd", "minilm"}  # they compare what only transformers have
+_OTHER_TEACHERS = {"several teachers", "privacy"}
+_TRANSFORMERS = {"cakd", "dskd", "minilm", "tinybert"}  # they compare what only such have
 
 
 def _plain(key: str) -> bool:
     card = catalogue.get(key).card
-    if key in _ATTENTION:
+    if key in _TRANSFORMERS or set(card.tasks) & _OTHER_TEACHERS:
         return False
     return bool(set(card.tasks) - _OTHER_DATA) and not getattr(card, "head", None) and "extras" not in card.needs
 

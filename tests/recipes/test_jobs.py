@@ -90,7 +90,7 @@ def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signal
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
         process.send_signal(number)
-        said = process.communicate(timeout=15)[0]
+        said = process.communicate(timeout=60)[0]
     finally:
         if process.stdout is not None and not process.stdout.closed:  # somebody is left
             os.killpg(process.pid, signal.SIGKILL)

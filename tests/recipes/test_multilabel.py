@@ -90,7 +90,7 @@ def test_pages_speak_of_it(compared):
     assert "Average precision by class" in page
     assert "Validation mAP %" in page
     run = build(folder / "runs" / "mld-seed0").read_text()
-    assert "On held-out samples the student has an mAP of" in run
+    assert "mAP is" in run
 
 
 def test_controls():

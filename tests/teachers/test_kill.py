@@ -104,7 +104,7 @@ def test_what_is_recorded_is_never_asked_again_after_sigkill(
 def test_answers_under_way_are_kept_when_a_client_is_told_to_end(
     loopback: Callable[..., Loopback], tmp_path: Path, start: Start, number: signal.Signals, code: int
 ) -> None:
-    server, record = loopback(latency=0.3), tmp_path / "record"
+    server, record = loopback(latency=1.0), tmp_path / "record"
     process = start(server, record)
     server.wait_for(CONCURRENCY + 1)
     assert process.end(number) == code
