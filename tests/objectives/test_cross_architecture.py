@@ -46,10 +46,12 @@ REFUSES: dict[str, tuple[str, Callable[[str, str], bool]]] = {
         "it compares last maps as their classifiers see them, which must read the means of these maps",
         lambda s, t: not {s, t} <= {*POOLED},
     ),
+    "dskd": ("it looks tokens up, and images have none", lambda s, t: True),
     "fitnets": (ONE_LAYER, lambda s, t: "vit" in (s, t)),
     "fsp": (ONE_LAYER, lambda s, t: "vit" in (s, t)),
     "kdsvd": (ONE_LAYER, lambda s, t: "vit" in (s, t)),
     "minilm": ("it compares the attention of both between the same tokens", lambda s, t: s != t),
+    "tinybert": ("it compares layers of transformers over the same tokens", lambda s, t: s != t),
     "simkd": (
         "it projects the map whose mean the classifier reads onto that of the teacher",
         lambda s, t: not {s, t} <= {*POOLED},

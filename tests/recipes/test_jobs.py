@@ -46,12 +46,14 @@ def test_the_error_of_a_run_is_the_error_of_all(tmp_path: Path) -> None:
 
 # What starts five runs, two at a time, and a plug-in by which the first is short and the others never end.
 STARTS = """
+import signal
 import sys
 from pathlib import Path
 from limbeck.recipes import jobs
 from limbeck.recipes.load import load
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in a background that ignores it
     jobs._GRACE, here = 0.5, Path(sys.argv[1])
     recipe = load("digits").model_copy(update={"plugins": [str(here / "endless.py")]})
     jobs.run_all([(f"{i}", recipe, here / f"{i}") for i in range(5)], 2, teachers=here / "teachers", say=print)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -51,6 +52,8 @@ def serve() -> dict[str, Any] | None:
 first = openai.OpenAI(base_url="http://127.0.0.1:1", api_key="none")
 assert first.chat.completions.with_raw_response
 assert first.platform_headers()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in a background that ignores it
 
 if __name__ == "__main__" and (arguments := serve()) is not None:
     client(**arguments)

@@ -39,10 +39,8 @@ def tinybert_loss(
     count, then samples.
 
     Args:
-        student_states: :math:`H^S W`, ``[B, T, D]`` each, the embeddings among them.
-        teacher_states: As many of the same shapes; detached.
-        student_scores: ``[B, A, T, T]`` each.
-        teacher_scores: As many of the same shapes; detached.
+        student_states, teacher_states: :math:`H^S W` and as many of the teacher's, ``[B, T, D]`` each; embeddings, too.
+        student_scores, teacher_scores: ``[B, A, T, T]`` each. What is the teacher's is detached.
         mask: ``[B]`` or ``[B, T]`` booleans, True where a place counts.
         reduction: ``"mean"`` over samples that count, ``"sum"`` or ``"none"`` (``[B]``).
 
@@ -129,6 +127,9 @@ class TinyBERT(Objective):
         return self
 
     def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
+        for name, blocks in (("student", student["blocks"]), ("teacher", teacher["blocks"])):
+            if blocks[0].ndim != 3 or len({state.shape for state in blocks}) > 1:
+                raise TensorError("its blocks do not all give one [B, T, D]", where=name)
         wide, goal = (trace["blocks"][0].shape[-1] for trace in (student, teacher))
         self.projector = nn.Identity() if wide == goal else nn.Linear(wide, goal, device=student["blocks"][0].device)
 
