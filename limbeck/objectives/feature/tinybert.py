@@ -35,13 +35,12 @@ def tinybert_loss(
     .. math:: L = \sum_{m=0}^M \mathrm{MSE}\left( H^S_m W, H^T_{g(m)} \right)
         + \sum_{m=1}^M \mathrm{MSE}\left( A^S_m, A^T_{g(m)} \right), \qquad A = Q K^\top / \sqrt d
 
-    Scores are those before the softmax. An MSE is the mean over width or heads, then a sample's places (or pairs) that
-    count, then samples.
+    Scores stand before the softmax. An MSE is the mean over width or heads, a sample's places (or pairs), samples.
 
     Args:
         student_states, teacher_states: :math:`H^S W` and as many of the teacher's, ``[B, T, D]`` each; embeddings, too.
         student_scores, teacher_scores: ``[B, A, T, T]`` each. What is the teacher's is detached.
-        mask: ``[B]`` or ``[B, T]`` booleans, True where a place counts.
+        mask: ``[B]`` or ``[B, T]`` booleans, True: it counts.
         reduction: ``"mean"`` over samples that count, ``"sum"`` or ``"none"`` (``[B]``).
 
     Raises:
