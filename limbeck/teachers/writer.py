@@ -60,6 +60,7 @@ class ModelWriter:
         batch_size: Prompts of a chunk.
         seed: Of drawing.
         decode: Makes texts of ids, for who reads the files; ``None``: they hold ids alone.
+        draws: Answers to each prompt, where chance has a part in them.
 
     Raises:
         ModelError: It does not write texts.
@@ -78,17 +79,23 @@ class ModelWriter:
         batch_size: int = 16,
         seed: int = 0,
         decode: Callable[[Sequence[int]], str] | None = None,
+        draws: int = 1,
     ) -> None:
         check_writes(model, "teacher")
-        if batch_size < 1:
-            raise ConfigError("must be 1 or more", where="batch_size", found=batch_size)
+        for name, value in (("batch_size", batch_size), ("draws", draws)):
+            if value < 1:
+                raise ConfigError("must be 1 or more", where=name, found=value)
+        if draws > 1 and not decoding.draws:
+            raise ConfigError("only what is drawn can be drawn several times", where="draws", found=draws, wanted=1)
         self.model, self.decoding, self.ends, self.pad = model, decoding, list(ends), pad
-        self.batch_size, self.seed, self.decode = batch_size, seed, decode
+        self.batch_size, self.seed, self.decode, self.draws = batch_size, seed, decode, draws
         self.folder = None if folder is None else Path(folder)
         self.asked = 0  # prompts that were answered by this process
         self._about = {"format": _FORMAT, "model": identity, "decoding": asdict(decoding), "ends": self.ends}
         if decoding.draws:
             self._about["seed"] = seed
+        if draws > 1:
+            self._about["draws"] = draws
         self._readers: dict[Path, Reader] = {}
         self._known: dict[str, list[list[Wrote]]] = {}
         self._writer: Writer | None = None
@@ -99,7 +106,8 @@ class ModelWriter:
         if self.folder is None:
             rank, world = 0, 1
         order = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
-        chunks = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        size = max(1, self.batch_size // self.draws)
+        chunks = [order[first : first + size] for first in range(0, len(order), size)]
         names = [self._name(chunk) for chunk in chunks]
         self._refresh()
         try:
@@ -122,11 +130,20 @@ class ModelWriter:
         return digest(canonical({**self._about, "prompts": [list(prompt) for prompt in chunk]}))
 
     def _answer(self, chunk: Sequence[Prompt]) -> list[list[Wrote]]:
+        asked = [(prompt, draw) for prompt in chunk for draw in range(self.draws)]
+        rows = []
+        for first in range(0, len(asked), self.batch_size):
+            rows += self._rows(asked[first : first + self.batch_size])
+        self.asked += len(chunk)
+        several = self.decoding.keep * self.draws
+        return [rows[first : first + several] for first in range(0, len(rows), several)]
+
+    def _rows(self, asked: Sequence[tuple[Prompt, int]]) -> list[Wrote]:
         device = next(self.model.parameters()).device
-        width = max(map(len, chunk))
-        ids = torch.tensor([[self.pad] * (width - len(p)) + list(p) for p in chunk])
-        mask = torch.arange(width) >= width - torch.tensor([[len(p)] for p in chunk])
-        keys = key_tensor([key(_DRAWS, self.seed, *prompt) for prompt in chunk], device)
+        width = max(len(prompt) for prompt, _ in asked)
+        ids = torch.tensor([[self.pad] * (width - len(p)) + list(p) for p, _ in asked])
+        mask = torch.arange(width) >= width - torch.tensor([[len(p)] for p, _ in asked])
+        keys = key_tensor([key(_DRAWS, self.seed + draw, *prompt) for prompt, draw in asked], device)
         found = write(
             self.model,
             ids.to(device),
@@ -138,15 +155,12 @@ class ModelWriter:
             where="teacher",
         )
         scores = [None] * len(found.ids) if found.scores is None else found.scores.tolist()
-        rows = [
+        return [
             Wrote(finished, tuple(ids[:length]), self._text(ids[:length], finished), score)
             for ids, length, finished, score in zip(
                 found.ids.tolist(), found.lengths.tolist(), found.finished.tolist(), scores, strict=True
             )
         ]
-        self.asked += len(chunk)
-        keep = self.decoding.keep
-        return [rows[first : first + keep] for first in range(0, len(rows), keep)]
 
     def _text(self, ids: Sequence[int], finished: bool) -> str | None:
         return None if self.decode is None else self.decode(ids[:-1] if finished else ids)

@@ -68,6 +68,20 @@ def test_draws_follow_from_seed_and_prompt() -> None:
     assert drawn(2, PROMPTS[:7]) != first
 
 
+def test_several_draws_are_those_of_several_seeds(tmp_path: Path) -> None:
+    model = made(None).model
+    options: dict[str, Any] = {"ends": [1], "pad": 0, "batch_size": 4}
+    single = [ModelWriter(model, Decoding(8), seed=seed, **options).write(PROMPTS[:5]) for seed in (3, 4, 5)]
+    writer = ModelWriter(model, Decoding(8), seed=3, draws=3, folder=tmp_path, **options)
+    together = writer.write(PROMPTS[:5])
+    assert [[w.ids for w in row] for row in together] == [[w.ids for (w,) in row] for row in zip(*single, strict=True)]
+    again = ModelWriter(model, Decoding(8), seed=3, draws=3, folder=tmp_path, **options)
+    assert again.write(PROMPTS[:5]) == together
+    assert (writer.asked, again.asked) == (len(set(PROMPTS[:5])), 0)
+    with pytest.raises(ConfigError, match="draws: only what is drawn"):
+        ModelWriter(model, Decoding(8, 0.0), draws=2, **options)
+
+
 def test_stopped_anywhere_it_goes_on_with_what_is_there(tmp_path: Path) -> None:
     wanted, asked = made(None).write(PROMPTS), 0
     for most in (3, 1, 4, 99):
