@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from limbeck.core.blending import optimal_weight
 from limbeck.core.errors import TensorError
 from limbeck.core.reduction import check_inside, check_positive
 
@@ -59,39 +60,6 @@ def limit(eigenvalues: Tensor, ridge: float, weight: float) -> Tensor:
     check_positive(ridge, "ridge")
     check_inside(weight, "weight", closed=True)
     return torch.zeros_like(eigenvalues) if weight == 0 else eigenvalues / (eigenvalues + ridge / weight)
-
-
-def optimal_weight(labels: Tensor, by_labels: Tensor, by_teacher: Tensor, *, clip: bool = True) -> float:
-    r"""The weight of the truth that is best on held-out samples, where predictions are linear in the targets.
-
-    With :math:`u` the prediction of a model fitted to the truth and :math:`w` that of one fitted to the teacher, the
-    mixture's is :math:`w + \alpha (u - w)`, and its squared error is least at
-
-    .. math:: \alpha^* = \frac{\langle y - w,\ u - w \rangle}{\lVert u - w \rVert^2}
-
-    For kernel ridge regression this is exact; for a network it is the authors' estimate.
-
-    Args:
-        labels: ``[M, ...]`` held-out truth.
-        by_labels: :math:`u`, of the same shape.
-        by_teacher: :math:`w`, of the same shape.
-        clip: Keep it within 0 and 1.
-
-    Raises:
-        TensorError: Shapes differ.
-
-    >>> optimal_weight(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.5]), torch.tensor([0.0, 0.5]))
-    1.0
-    """
-    for name, tensor in (("by_labels", by_labels), ("by_teacher", by_teacher)):
-        if tensor.shape != labels.shape:
-            raise TensorError(
-                "predictions do not fit the labels", where=name, found=list(tensor.shape), wanted=list(labels.shape)
-            )
-    apart = (by_labels - by_teacher).double().flatten()
-    size = float(apart @ apart)
-    found = float((labels - by_teacher).double().flatten() @ apart) / size if size else 1.0
-    return min(max(found, 0.0), 1.0) if clip else found
 
 
 class KernelSelfDistillation:
@@ -148,7 +116,7 @@ class KernelSelfDistillation:
         return cross @ (self.duals if targets is None else self._solve(targets))
 
     def best_weight(self, cross: Tensor, labels: Tensor, *, clip: bool = True) -> float:
-        """The weight with which the next step does best on held-out samples; see :func:`optimal_weight`."""
+        """The weight with which the next step does best on held-out samples; see ``core.blending.optimal_weight``."""
         by_labels, by_teacher = self.predict(cross, self.labels), self.predict(cross, self.fitted)
         return optimal_weight(labels, by_labels, by_teacher, clip=clip)
 
