@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -125,6 +126,7 @@ class IndexedLoader(Loader):
 
     views: int | None
     per_read: int
+    only: Tensor | None = None  # the samples that an epoch shows, where these are not all
 
     def __init__(
         self,
@@ -168,7 +170,8 @@ class IndexedLoader(Loader):
     @property
     def shown(self) -> int:
         """Views that one epoch shows, over all samples; a few are left out where ``per_read`` does not divide them."""
-        return self.samples // self.per_read * self.per_read
+        count = self.samples if self.only is None else len(self.only)
+        return count // self.per_read * self.per_read
 
     @property
     def steps_per_epoch(self) -> int:
@@ -217,9 +220,48 @@ class IndexedLoader(Loader):
 
     def order(self, epoch: int, device: torch.device | str = "cpu") -> Tensor:
         """All samples in the order of an epoch: random by (seed, epoch) where shuffled, else ascending."""
-        if self.shuffle:
-            return epoch_order(self.samples, self.seed, epoch, device)
-        return torch.arange(self.samples, device=device)
+        count = self.samples if self.only is None else len(self.only)
+        places = epoch_order(count, self.seed, epoch, device) if self.shuffle else torch.arange(count, device=device)
+        return places if self.only is None else self.only.to(device)[places]
+
+    def chosen(self, rows: Tensor) -> Self:
+        """The same loader with epochs of these samples alone: of a client, a specialist's classes, an active choice.
+
+        Samples keep their ids, so that caches and memories by id stay right; ``samples`` and ``labels`` are still those
+        of the whole set.
+
+        Args:
+            rows: Ids ``[R]``; one that stands twice is shown twice.
+
+        Raises:
+            DataError: No ids of samples, or fewer than a batch.
+            ConfigError: Augmentations mix samples with any others of the set.
+
+        >>> from limbeck.data.resident import ResidentLoader
+        >>> loader = ResidentLoader(torch.zeros(10, 3), batch_size=2).chosen(torch.tensor([1, 4, 7, 9]))
+        >>> torch.cat([batch.index for batch in loader.batches()]).sort().values
+        tensor([1, 4, 7, 9])
+        """
+        inside = len(rows) == 0 or (int(rows.min()) >= 0 and int(rows.max()) < self.samples)
+        if rows.ndim != 1 or rows.is_floating_point() or not inside:
+            raise DataError("these are no ids of samples", where="rows", wanted=f"whole numbers below {self.samples}")
+        if len(rows) < (self.batch_size if self.drop_last else 1):
+            raise DataError(
+                "fewer samples are chosen than stand in a batch",
+                where="rows",
+                found=len(rows),
+                wanted=f"{self.batch_size} or more",
+                remedy="take smaller batches, or keep the incomplete one with drop_last: false",
+            )
+        if self.augment.mixes:
+            raise ConfigError(
+                "samples would be mixed with others than those that are chosen",
+                where="data.augment",
+                remedy="leave mixup and cutmix out",
+            )
+        found = copy.copy(self)
+        found.only = rows.to("cpu")
+        return found
 
     def bare(self) -> IndexedLoader:
         """The same samples in order and without augmentation."""
@@ -245,9 +287,14 @@ class IndexedLoader(Loader):
             "views": self.views,
             "per_read": self.per_read,
             "normalise": None if stats is None else {"mean": list(stats.mean), "std": list(stats.std)},
+            **({} if self.only is None else {"rows": _digest(self.only)}),
         }
 
     def _plain(self, inputs: Any) -> Any:
         """Inputs that are no images: feature vectors are normalised, anything else is as it is."""
         vectors = isinstance(inputs, Tensor) and inputs.ndim == 2 and inputs.is_floating_point()
         return self.augment.finish(inputs) if vectors else inputs
+
+
+def _digest(rows: Tensor) -> str:
+    return f"{len(rows)} {hashlib.blake2b(rows.long().contiguous().numpy().tobytes(), digest_size=8).hexdigest()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -200,19 +201,33 @@ def cast_of(
     teacher: nn.Module | Teacher | None,
     train: Loader | None = None,
     validation: Loader | None = None,
+    *,
+    teachers: Mapping[str, Teacher] | None = None,
 ) -> Cast:
     """Everything that a recipe's scheme has to work with.
 
     Every further model starts from a seed of its own, which follows from the recipe's and from its name or number.
+
+    Args:
+        recipe: Which.
+        sizes: What its models are built for.
+        student: Who is wanted.
+        teacher: From whom it learns in the first place.
+        train, validation: The data.
+        teachers: All teachers by name; default the one.
     """
     from limbeck.schemes import Cast  # with the engine, whose imports take seconds
 
     spec, example = recipe.teacher, None if train is None else train.example(2).to("cpu")
     where = None if spec is None else spec.logits
+    first = None if teacher is None else as_teacher(teacher, where)
+    if teachers is None:
+        teachers = {} if first is None else {"teacher": first}
     return Cast(
         student=student,
         loss=loss_of(recipe.loss),
-        teacher=None if teacher is None else as_teacher(teacher, where),
+        teacher=first,
+        teachers=teachers,
         config=recipe.train,
         train=train,
         validation=validation,

@@ -42,10 +42,11 @@ from limbeck.recipes.problem import Key, Problem, RecipeError, dotted
 from limbeck.recipes.schema import Data, Model, Named, Recipe, TeacherModel, Term, usual_head
 from limbeck.recipes.validate import problems_of, sections
 from limbeck.teachers.cached import CachedTeacher
+from limbeck.teachers.several import SeveralTeachers
 
 T = TypeVar("T")
 _TRIED = 4  # samples in the dry run
-_BUILT = ("data", "student", "teacher", "loss", "scheme")  # sections that the dry run stands on
+_BUILT = ("data", "student", "teacher", "teachers", "loss", "scheme")  # sections that the dry run stands on
 _USUAL = "offline"
 
 
@@ -82,6 +83,7 @@ class _Check:
         self.batch: Batch | None = None
         self.info = DataInfo()
         self.cached: tuple[CachedTeacher, Batch] | None = None
+        self.staff: dict[str, Teacher] = {}  # all teachers by name
         self.sizes = Sizes()
         self.loader: Loader | None = None  # of a few samples
 
@@ -95,7 +97,8 @@ class _Check:
         student = self.model(("student",), sizes) if "student" in self.usable else None
         spec = self.usable.get("teacher")
         other = teacher_sizes(self.loader.split, sizes) if isinstance(self.loader, LanguageLoader) else sizes
-        teacher = self.teacher(other) if spec is not None and spec.cache is None else None
+        teacher = self.teacher(("teacher",), spec, other) if spec is not None and spec.cache is None else None
+        self.further(other)
         terms = self.loss(self.usable["loss"]) if "loss" in self.usable else {}
         if teacher is not None:
             teacher = self.head(("teacher",), teacher, self.usable["teacher"].head, None)
@@ -212,7 +215,7 @@ class _Check:
 
     def model(self, key: Key, sizes: Sizes) -> nn.Module | None:
         """Build a model, and see whether its weights fit."""
-        spec: Model = self.usable[str(key[0])]
+        spec = self.spec(key)
         model = self.attempt((*key, "model"), lambda: model_of(spec, sizes, 0, weights=False))
         head = None if spec.head is None else spec.head.written()
         if head is not None and (model is None or self.batch is None):  # else it is put on the model in a moment
@@ -237,7 +240,7 @@ class _Check:
 
     def head(self, key: Key, model: nn.Module | None, head: Named | None, judge: nn.Module | None) -> nn.Module | None:
         """Put a model's head on, and read weights that may be of both together."""
-        spec: Model = self.usable[str(key[0])]
+        spec = self.spec(key)
         if model is None or head is None or self.batch is None:
             return model
         weights = None if spec.head is None else spec.weights
@@ -254,16 +257,33 @@ class _Check:
 
         return model if self.attempt((*key, "head"), put) else None
 
-    def teacher(self, sizes: Sizes) -> nn.Module | None:
-        """The teacher's model, and where its knowledge comes from."""
-        spec: TeacherModel = self.usable["teacher"]
+    def spec(self, key: Key) -> Model:
+        """The section of a model."""
+        section: Any = self.usable[str(key[0])]
+        found: Model = section[key[1]] if len(key) > 1 else section
+        return found
+
+    def further(self, sizes: Sizes) -> None:
+        """The teachers beside the teacher: models with their heads, or caches."""
+        for name, spec in self.usable.get("teachers", {}).items():
+            key: Key = ("teachers", name)
+            if spec.cache is not None:
+                self.attempt((*key, "cache"), lambda: cache_of(spec, self.usable["data"]))  # noqa: B023
+                continue
+            model = self.head(key, self.teacher(key, spec, sizes), spec.head, None)
+            if model is None or self.batch is None or self.places(key, model) is None:
+                continue
+            self.staff[name] = as_teacher(model, spec.logits)
+
+    def teacher(self, key: Key, spec: TeacherModel, sizes: Sizes) -> nn.Module | None:
+        """A teacher's model, and where its knowledge comes from."""
         if zoo.is_known(spec.model) and spec.weights is None and spec.train is None and not spec.untrained:
             self.add(
-                ("teacher",),
+                key,
                 f"{spec.model} would teach with random weights",
                 remedy="give its weights, or train: {epochs: ...}, or say untrained: true where that is meant",
             )
-        return self.model(("teacher",), sizes)
+        return self.model(key, sizes)
 
     def loss(self, terms: dict[str, Term]) -> dict[str, Objective]:
         """Methods, their options and weights; and what they need."""
@@ -292,7 +312,7 @@ class _Check:
             for need in method.card.needs:
                 self.needs(key, need)
         learners = [name for name, objective in made.items() if objective.teacher_taps]
-        if learners and self.usable.get("teacher", ...) is None:
+        if learners and self.usable.get("teacher", ...) is None and not self.usable.get("teachers"):
             self.add(
                 ("teacher",),
                 f"{', '.join(learners)} cannot work without a teacher",
@@ -353,6 +373,12 @@ class _Check:
         judge: Teacher | None = None if self.cached is None else self.cached[0]
         if teacher is not None:
             judge = as_teacher(teacher, specs["teacher"].logits)
+        if judge is not None:
+            self.staff = {"teacher": judge, **self.staff}
+        elif self.staff:
+            judge = SeveralTeachers(self.staff.values())
+        if len(self.staff) < len(self.usable.get("teachers", {})):
+            return  # some are wrong, and were told of, or are caches that only a run reads
         stages = self.attempt(("scheme",), lambda: self.stages(student, judge, loss))
         for distiller in stages or ():
             if isinstance(self.loader, LanguageLoader) and not self.reads(distiller, self.loader, batch):
@@ -374,7 +400,7 @@ class _Check:
         if scheme is None or scheme.name == _USUAL or set(Recipe.model_fields) - set(specs):
             return [Distiller(student, loss, teacher, logits=logits)]
         recipe = Recipe(**specs)
-        cast = replace(cast_of(recipe, self.sizes, student, teacher, self.loader), loss=loss)
+        cast = replace(cast_of(recipe, self.sizes, student, teacher, self.loader, teachers=self.staff), loss=loss)
         first = next(iter(scheme_of(scheme).trainings(cast)))  # those that follow stand on what it learns
         return [stage.distiller for stage in first.stages]
 
@@ -406,7 +432,7 @@ class _Check:
             first = "".join(str(error).strip().splitlines()[:1])
             self.add((*key, "model"), f"the model does not take these data: {type(error).__name__}: {first}")
         else:
-            where = self.usable[str(key[0])].logits
+            where = self.spec(key).logits
             if self.attempt((*key, "logits"), lambda: logits_of(output, where)) is not None:
                 return places
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from limbeck.recipes.build import loss_of
 from limbeck.recipes.run import device_of
 from limbeck.recipes.schema import usual_scheme, usual_terms
 from limbeck.teachers.cached import CachedTeacher
+from limbeck.teachers.several import SeveralTeachers
 
 
 @dataclass
@@ -61,6 +62,7 @@ def distill(
     normalize: Any = None,
     scheme: str | None = None,
     scheme_options: dict[str, Any] | None = None,
+    teachers: Mapping[str, nn.Module | Teacher] | None = None,
     players: dict[str, nn.Module] | None = None,
     fresh: Callable[[int], nn.Module] | None = None,
     logits: str | None = None,
@@ -92,6 +94,7 @@ def distill(
         normalize: Of images, such as ``"imagenet"``.
         scheme: Who teaches whom, and when; default the method's own.
         scheme_options: Of the scheme.
+        teachers: Further teachers by name, for schemes of several; without ``teacher``, they together are it.
         players: Further models by name, for schemes that ask for them (assistants, peers).
         fresh: Makes another student with a random start of its own, for schemes of several (generations, peers).
         logits: Where logits stand in the student's output, where that does not tell itself.
@@ -121,7 +124,10 @@ def distill(
         source = load_source(data)
         data, validation = source.train, source.validation if validation is None else validation
     views = {"augment": augment, "normalise": normalize, "seed": seed, "device": device, "task": task}
-    judge = None if teacher is None else as_teacher(teacher, teacher_logits)
+    staff = {} if teacher is None else {"teacher": as_teacher(teacher, teacher_logits)}
+    staff |= {name: as_teacher(other, teacher_logits) for name, other in (teachers or {}).items()}
+    judge = next(iter(staff.values()), None)
+    alone = teacher is not None or len(staff) < 2
     if isinstance(judge, CachedTeacher):  # it has spoken of certain views
         views |= judge.views
     loader = as_loader(data, batch_size=batch_size, train=True, **views)
@@ -135,8 +141,20 @@ def distill(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fit_head(student, loss, example=loader.example(2), teacher=judge)
-    with _as_it_was(judge):
-        cast = Cast(student, loss, judge, settings, loader, held, players or {}, fresh, logits, seed)
+    cast = Cast(
+        student,
+        loss,
+        judge if alone else SeveralTeachers(staff.values()),
+        settings,
+        train=loader,
+        validation=held,
+        teachers=staff,
+        players=players or {},
+        fresh=fresh,
+        logits=logits,
+        seed=seed,
+    )
+    with _as_they_were(staff.values()):
         fitted = perform(build(scheme, **scheme_options or {}), cast, out=out, resume=resume, quiet=quiet)
         asked = None if isinstance(judge, CachedTeacher) else judge  # of held-out data a cache knows nothing
         result = {} if held is None else assess(student, asked, held, logits=logits)
@@ -160,18 +178,16 @@ def method_loss(method: str | Objective | Terms, task: str = "classification") -
 
 
 @contextmanager
-def _as_it_was(teacher: Teacher | None) -> Iterator[None]:
-    """Put a teacher's modes and device back afterwards."""
-    if not isinstance(teacher, FrozenTeacher):
-        yield
-        return
-    model = teacher.model
-    modes = {module: module.training for module in model.modules()}
-    device = next((p.device for p in model.parameters()), None)
+def _as_they_were(teachers: Iterable[Teacher]) -> Iterator[None]:
+    """Put the modes and devices of teachers that are models back afterwards."""
+    models = [teacher.model for teacher in teachers if isinstance(teacher, FrozenTeacher)]
+    modes = {module: module.training for model in models for module in model.modules()}
+    devices = [next((p.device for p in model.parameters()), None) for model in models]
     try:
         yield
     finally:
-        if device is not None:
-            model.to(device)
+        for model, device in zip(models, devices, strict=True):
+            if device is not None:
+                model.to(device)
         for module, training in modes.items():
             module.training = training

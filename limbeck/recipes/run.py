@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from limbeck.core.errors import ConfigError, LimbeckError
 from limbeck.core.files import write_json, write_text
-from limbeck.core.teacher import Teacher
 from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.language.split import LanguageSplit
 from limbeck.data.sources.source import DataSource
@@ -24,10 +22,10 @@ from limbeck.models.heads import settle_head
 from limbeck.models.student import describe_inputs, save_student
 from limbeck.recipes.answers import answers
 from limbeck.recipes.build import Sizes, cast_of, check_loader, fewer, model_of, scheme_of, source_of, train_loader
-from limbeck.recipes.caching import cache_of, cached_teacher, held_out_teacher
+from limbeck.recipes.caching import held_out_teacher
 from limbeck.recipes.document import dump, parse
 from limbeck.recipes.schema import Recipe
-from limbeck.recipes.teacher import teacher_of
+from limbeck.recipes.staff import caches_of, staff_of
 
 
 def run(
@@ -69,19 +67,16 @@ def run(
 
     if main:
         write_text(out / "recipe.yaml", dump(recipe.written()))
-    source, cache = source_of(recipe.data), cache_of(recipe.teacher, recipe.data)
-    loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed, device, cache=cache)
+    source, caches = source_of(recipe.data), caches_of(recipe)
+    views = next(iter(caches.values()), None)  # all of them must have the same
+    loader = train_loader(recipe.data, fewer(source.train, recipe.data.samples), recipe.seed, device, cache=views)
     sizes = Sizes.of(loader)
     beside = Path(teachers) if teachers is not None else out.parent / "teachers"
-    model: nn.Module | None = None
-    teacher: nn.Module | Teacher | None
-    if cache is not None:
-        teacher = cached_teacher(recipe.teacher, recipe.data, cache, loader, sizes)
-    else:
-        teacher = model = teacher_of(recipe, source, sizes, beside, device=device, main=main, quiet=quiet)
+    staff = staff_of(recipe, source, sizes, loader, caches, beside, device=device, main=main, quiet=quiet)
+    model = staff.model
     student = model_of(recipe.student, sizes, recipe.seed, example=loader.example(2).to("cpu"), teacher=model)
     validation = None if source.validation is None else check_loader(recipe.data, source.validation, device)
-    cast = cast_of(recipe, sizes, student, teacher, loader, validation)
+    cast = cast_of(recipe, sizes, student, staff.teacher, loader, validation, teachers=staff.teachers)
     fitted = perform(scheme_of(recipe.scheme), cast, out=out, resume=resume, quiet=quiet)
     if not main:
         return {}
@@ -104,7 +99,8 @@ def run(
         classes=source.classes,
         normalize=loader.describe().get("normalise"),
         learned={
-            "teacher": None if recipe.teacher is None else recipe.teacher.model or recipe.teacher.cache,
+            "teacher": None if staff.first is None else staff.first.model or staff.first.cache,
+            **({"teachers": sorted(recipe.teachers)} if recipe.teachers else {}),
             "scheme": recipe.scheme.name,
             "loss": recipe.written()["loss"],
         },
@@ -113,14 +109,14 @@ def run(
     name, split = held_out(source)
     place = next((p.device for p in fitted.student.parameters()), torch.device("cpu"))
     measured = check_loader(recipe.data, split, place)
-    where = None if recipe.teacher is None else recipe.teacher.logits
+    where = None if staff.first is None else staff.first.logits
     said = None  # in a comparison many runs ask the same teacher the same
     if model is not None and teachers is not None:
         identity = {"split": name, "source": source.describe()}
         said = answers(model.to(place), measured, beside.with_name("answers"), data=identity, where=where)
     result = assess(
         fitted.student,
-        model if cache is None else held_out_teacher(recipe.teacher, source, measured),
+        held_out_teacher(staff.first, source, measured) if model is None else model,
         measured,
         logits=spec.logits,
         teacher_logits=where,

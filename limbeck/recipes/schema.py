@@ -244,6 +244,24 @@ def usual_scheme(loss: Any) -> Named:
     return Named(name=catalogue.get(loss).card.scheme if known else "offline")
 
 
+def _trained_alike(teacher: TeacherModel, train: TrainConfig) -> TeacherModel:
+    """A teacher whose own training, where it has one, takes over from another what it does not say."""
+    if teacher.train is None:
+        return teacher
+    own, settings = teacher.train.model_dump(exclude_unset=True), train.model_dump(exclude_unset=True)
+    for chosen in _BELONG:  # another optimizer has other options
+        if set(chosen) & set(own):
+            settings = {key: value for key, value in settings.items() if key not in chosen}
+    own = {key: value for key, value in own.items() if value is not None}
+    return teacher.model_copy(update={"train": TrainConfig(**{**settings, **own})})
+
+
+def _other_names(value: Any) -> Any:
+    if isinstance(value, dict) and "teacher" in value:
+        raise ValueError("the name teacher is the section teacher's own; take another")
+    return value
+
+
 class Recipe(Section):
     """A whole run: data, teacher, student, what is learned, how, and from which seed.
 
@@ -255,6 +273,10 @@ class Recipe(Section):
     name: str = Field(default="run", pattern=_NAME, description="of the run, its folder and its report")
     data: Data
     teacher: TeacherModel | None = None
+    teachers: Annotated[dict[str, TeacherModel], BeforeValidator(_other_names)] = Field(
+        default_factory=dict,
+        description="further teachers by name, for schemes of several; without a teacher, they together are it",
+    )
     student: Model
     players: dict[str, Model] = Field(
         default_factory=dict, description="further models by name that the scheme asks for, such as assistants or peers"
@@ -279,16 +301,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _teacher_trains_alike(self) -> Recipe:
-        """What the teacher's training does not say is as in the student's."""
-        teacher = self.teacher
-        if teacher is not None and teacher.train is not None:
-            own = teacher.train.model_dump(exclude_unset=True)
-            settings = self.train.model_dump(exclude_unset=True)
-            for chosen in _BELONG:  # another optimizer has other options
-                if set(chosen) & set(own):
-                    settings = {key: value for key, value in settings.items() if key not in chosen}
-            own = {key: value for key, value in own.items() if value is not None}
-            self.teacher = teacher.model_copy(update={"train": TrainConfig(**{**settings, **own})})
+        """What a teacher's training does not say is as in the student's."""
+        if self.teacher is not None:
+            self.teacher = _trained_alike(self.teacher, self.train)
+        self.teachers = {name: _trained_alike(teacher, self.train) for name, teacher in self.teachers.items()}
         return self
 
     @model_validator(mode="after")
@@ -299,15 +315,24 @@ class Recipe(Section):
             self.student = self.student.model_copy(update={"head": head})
         return self
 
+    @property
+    def staff(self) -> dict[str, TeacherModel]:
+        """All its teachers by name, the one of the section ``teacher`` first; who comes first is who is reported on."""
+        return {**({} if self.teacher is None else {"teacher": self.teacher}), **self.teachers}
+
     def written(self) -> dict[str, Any]:
         """As plain values that make the same recipe again, every default written out."""
         plain = self.model_dump(mode="json", exclude_none=True)
         plain["scheme"] = self.scheme.written()
-        if not self.players:
-            del plain["players"]
+        for name in ("players", "teachers"):
+            if not plain[name]:
+                del plain[name]
         for name, model in (("student", self.student), ("teacher", self.teacher)):
             if model is not None and model.head is not None:
                 plain[name]["head"] = model.head.written()
+        for name, model in self.teachers.items():
+            if model.head is not None:
+                plain["teachers"][name]["head"] = model.head.written()
         plain["loss"] = {
             name: (term["weight"] if set(term) == {"weight"} and not isinstance(term["weight"], dict) else term)
             for name, term in plain["loss"].items()

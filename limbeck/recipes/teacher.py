@@ -28,6 +28,7 @@ def teacher_of(
     sizes: Sizes,
     folder: Path,
     *,
+    spec: TeacherModel | None = None,
     device: torch.device | str = "cpu",
     main: bool = True,
     quiet: bool = False,
@@ -42,11 +43,12 @@ def teacher_of(
         source: The recipe's data.
         sizes: What models are built for.
         folder: Where trained teachers are kept.
+        spec: Which of its teachers; default the one of its section ``teacher``.
         device: Where it trains.
         main: This process writes; in distributed runs one does.
         quiet: Show no progress bar.
     """
-    spec = recipe.teacher
+    spec = recipe.teacher if spec is None else spec
     if spec is None or not spec.model:
         return None
     data, source, sizes = as_teacher_reads(recipe.data, source, sizes)

@@ -28,7 +28,8 @@ class Cast:
     Args:
         student: Who is wanted in the end.
         loss: By what it learns from a teacher.
-        teacher: From whom, if from anybody.
+        teacher: From whom, if from anybody; of several, where no one was said to be it, all of them together.
+        teachers: All teachers by name, for schemes of several.
         config: How one training goes.
         train: What is learned from.
         validation: What is judged by.
@@ -45,6 +46,7 @@ class Cast:
     config: TrainConfig
     train: Loader | None = None
     validation: Loader | None = None
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
     players: Mapping[str, nn.Module] = field(default_factory=dict)
     fresh: Callable[[int], nn.Module] | None = None
     logits: str | None = None
@@ -89,6 +91,17 @@ class Cast:
         if self.teacher is None:
             raise ConfigError(f"{why} a teacher", where="teacher", found="none")
         return self.teacher
+
+    def need_teachers(self, why: str, least: int = 2) -> dict[str, Teacher]:
+        """All teachers by name, or an error that says why there must be so many."""
+        if len(self.teachers) < least:
+            raise ConfigError(
+                f"{why} {least} teachers or more",
+                where="teachers",
+                found=", ".join(self.teachers) or "none",
+                remedy="add teachers: {NAME: {model: ..., train: ...}} to the recipe, or distill(..., teachers={...})",
+            )
+        return dict(self.teachers)
 
 
 @dataclass
