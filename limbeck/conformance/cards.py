@@ -26,7 +26,7 @@ def card(case: Case) -> None:
     written = case.subject.card
     empty = [n for n in ("key", "name", "title", "equation", "use") if not str(getattr(written, n)).strip()]
     require(not empty, f"the card has no {', '.join(empty)}")
-    require(1950 < written.year < 2100, f"the card's year is {written.year}")
+    require(1900 < written.year < 2100, f"the card's year is {written.year}")
     if written.evidence == "reading":
         require(bool(written.choices), "evidence 'reading' lists the choices that were made")
     if written.evidence == "parity":
