@@ -114,7 +114,7 @@ def build_loader(
             collate = split.collate_fn if isinstance(split, DatasetSplit) else None
             workers = default_workers() if workers is None else workers
             loader = StreamLoader(split.dataset(), split.labels, workers=workers, collate_fn=collate, **known)
-    loader.task, loader.vocabulary = split.task, split.vocabulary
+    loader.task, loader.vocabulary, loader.split = split.task, split.vocabulary, split
     return loader
 
 

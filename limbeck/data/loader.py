@@ -33,6 +33,7 @@ class Loader(ABC):
         seed: Of order and augmentation.
         task: What the labels mean; see :data:`limbeck.data.TASKS`.
         vocabulary: Number of token ids, where samples are texts.
+        split: What it was built of, where it was built of a split.
     """
 
     batch_size: int | None
@@ -43,6 +44,7 @@ class Loader(ABC):
     seed: int
     task: str = "classification"
     vocabulary: int | None = None
+    split: Any = None
 
     @property
     @abstractmethod

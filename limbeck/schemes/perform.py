@@ -69,14 +69,15 @@ def _one(training: Training, cast: Cast, number: int, out: Path | None, resume: 
     if folder is not None and (folder / _DONE).is_file():
         return _was(folder, kept, training.student)
     train = train() if callable(train) else train
+    validation = cast.validation if training.judged else None
     seed = cast.seed if not training.name else key(_SEEDS, cast.seed, number) >> 33
     if not training.name:
         begun = resume and out is not None and (out / "checkpoints").is_dir()
-        return fit(training.stages, train, cast.validation, out=out, resume=begun, seed=seed, quiet=quiet)
+        return fit(training.stages, train, validation, out=out, resume=begun, seed=seed, quiet=quiet)
     if folder is None:
-        return fit(training.stages, train, cast.validation, seed=seed, quiet=quiet)
+        return fit(training.stages, train, validation, seed=seed, quiet=quiet)
     begun = resume and (folder / "checkpoints").is_dir()
-    fitted = fit(training.stages, train, cast.validation, out=folder, resume=begun, seed=seed, quiet=quiet)
+    fitted = fit(training.stages, train, validation, out=folder, resume=begun, seed=seed, quiet=quiet)
     facts = {name: getattr(fitted, name) for name in ("validation", "best", "steps", "seconds", "operations")}
     if int(os.environ.get("RANK", "0")) == 0:  # in distributed runs one process writes
         write_tensors(folder / _KEPT, {name: t.detach().contiguous().clone() for name, t in kept.state_dict().items()})

@@ -114,12 +114,14 @@ class Training:
         train: What it learns from, where that is not what the recipe says; or what makes it, called when the training
             begins.
         keeps: What is wanted of it afterwards beside its student, by name.
+        judged: The validation data tell how good its student is; not so where it has another task, or other tokens.
     """
 
     stages: list[Stage]
     name: str = ""
     train: Loader | Callable[[], Loader] | None = None
     keeps: dict[str, nn.Module] = field(default_factory=dict)
+    judged: bool = True
 
     @property
     def student(self) -> nn.Module:
