@@ -255,9 +255,9 @@ def entries_of(methods: Sequence[str], controls: Sequence[str], task: str = "cla
     found = [control(name, task) for name in controls]
     for text in methods:
         entry = method(text, task)
-        twin = next(
-            (e for e in found if e.entry == entry.entry or (e.entry in _ALSO_METHODS and e.loss == entry.loss)), None
-        )
+        same = (entry.loss, entry.scheme, entry.options)
+        alike = [e for e in found if e.entry in _ALSO_METHODS and (e.loss, e.scheme, e.options) == same]
+        twin = next((e for e in found if e.entry == entry.entry or e in alike), None)
         if twin is None:
             found.append(entry)
         elif twin.role == "method":

@@ -80,6 +80,14 @@ def test_controls_among_the_methods_stand_once():
     assert [e.entry for e in entries_of(["cross_entropy"], ["same_budget"])] == ["same_budget", "cross_entropy"]
 
 
+def test_a_scheme_with_a_controls_loss_is_a_line_of_its_own():
+    entries = entries_of(["seq_kd/cross_entropy", "cross_entropy"], ["no_teacher"], "language")
+    assert [(entry.entry, entry.scheme) for entry in entries] == [
+        ("no_teacher", "offline"),
+        ("seq_kd/cross_entropy", "seq_kd"),
+    ]
+
+
 def test_which_controls():
     assert controls_of(True, teacher=True) == list(CONTROLS)
     assert controls_of(True, teacher=False) == ["no_teacher", "label_smoothing"]
