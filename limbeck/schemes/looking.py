@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.batch import Batch
+from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.objective import Terms
 from limbeck.core.teacher import FrozenTeacher, Teacher
@@ -99,6 +100,13 @@ def need_labels(loader: IndexedLoader, who: str) -> Tensor:
             wanted="[N] integers, negative where a sample has none",
         )
     return labels.cpu()
+
+
+class Unlabelled(Distiller):
+    """A student that is told no label."""
+
+    def made(self, batch: Batch) -> Batch:
+        return batch.replace(labels=None)
 
 
 def only_teacher(loss: Terms, who: str) -> Terms:

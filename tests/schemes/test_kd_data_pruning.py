@@ -137,13 +137,13 @@ def test_what_is_refused():
 
 
 def test_on_a_tenth_of_the_data_the_teacher_helps():
-    config = TrainConfig(epochs=12, lr=0.1, device="cpu", compile="off")
+    config = TrainConfig(epochs=6, lr=0.1, device="cpu", compile="off")
     teacher = net(9, 64)
     fit([Stage("labels", Distiller(teacher, CrossEntropy()), config)], digits(), quiet=True)
     test = next(iter(as_loader(load_source("digits").test, batch_size=1000).batches()))
     right = {}
     for alpha in (0.0, "rule"):
-        given = cast(config=config.model_copy(update={"epochs": 40}))
+        given = cast(config=config.model_copy(update={"epochs": 20}))
         given.teacher = FrozenTeacher(teacher)
         perform(build("kd_data_pruning", fraction=0.1, alpha=alpha), given, quiet=True)
         right[alpha] = (given.student(test.inputs).argmax(1) == test.labels).float().mean().item()
