@@ -167,7 +167,7 @@ class BilevelDistiller(Distiller):
     def _upper(self, batch: Batch) -> Losses:
         """Cross-entropy on held-out samples after one step of the student, as a function of the controllers."""
         weights = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
-        with _own_buffers(self.student):
+        with own_buffers(self.student):
             with self._unrolled():
                 lower = super().forward(batch).total
             found = torch.autograd.grad(lower, list(weights.values()), create_graph=True, allow_unused=True)
@@ -234,7 +234,7 @@ def _joined(parts: list[Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _own_buffers(model: nn.Module) -> Iterator[None]:
+def own_buffers(model: nn.Module) -> Iterator[None]:
     """Copies of a model's buffers in their place, for forwards that leave no trace in running statistics."""
     kept = [(module, name, b) for module in model.modules() for name, b in module._buffers.items() if b is not None]
     try:
