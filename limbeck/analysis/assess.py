@@ -21,6 +21,8 @@ from limbeck.core.errors import DataError
 from limbeck.core.survey import dry
 from limbeck.core.teacher import FrozenTeacher, Teacher, as_teacher, teacher_inputs
 from limbeck.core.trace import Trace
+from limbeck.data.language.loader import LanguageLoader
+from limbeck.data.language.tokens import Tokens
 from limbeck.data.loader import IndexedLoader, Loader
 from limbeck.engine.metrics import Metrics, judged
 from limbeck.models import describe
@@ -60,6 +62,8 @@ def assess(
     ``agreement``, ``kl``, ``js``         of student and teacher; absent without a teacher, of regression, and where the
                                           two have different tokens
     ``perplexity``, ``acceptance``        of language: ``exp(nll)``; see :func:`~limbeck.analysis.fidelity.acceptance`
+    ``bits_per_byte``                     of language: what a byte of the predicted text costs, whatever its tokens are;
+                                          by it models of different tokenizers are compared
     ``cka``                               ``student`` and ``teacher`` name layers, ``matrix[i][j]`` compares the i-th
                                           with the j-th; ``samples`` entered. ``None`` where the teacher is no module
     ====================================  ==============================================================================
@@ -143,6 +147,8 @@ def _walk(
 ) -> dict[str, Any]:
     kind: Callable[[int, Loader], Any] = {"multilabel": MultiLabel, "regression": _Errors}.get(loader.task, _Scores)
     scores, teacher_scores, fidelity = kind(bins, loader), kind(bins, loader), Fidelity(loader.task)
+    if isinstance(loader, LanguageLoader):
+        scores.tokens, teacher_scores.tokens = loader.tokenizers
     samples = places = classes = 0
     for batch in loader.batches():
         student = own(batch)
@@ -210,13 +216,19 @@ class _Scores:
     def __init__(self, bins: int, loader: Loader) -> None:
         self.calibration, self.names, self.task = Calibration(bins), loader.class_names, loader.task
         self.per_class: PerClass | None = None
+        self.tokens: Tokens | None = None  # of texts, whose bytes are then counted
+        self.places = self.bytes = 0
         self.seen = False
 
     def update(self, logits: Tensor, batch: Batch, labelled: Tensor | None) -> None:
         if labelled is None or not bool(labelled.any()):
             return
         assert batch.labels is not None
+        if self.tokens is not None:
+            own = [row[known].tolist() for row, known in zip(batch.labels.cpu(), labelled.cpu(), strict=True)]
+            self.bytes += sum(self.tokens.bytes_in(ids) for ids in own)
         logits, labels = logits[labelled], batch.labels[labelled]
+        self.places += len(labels)
         self.calibration.update(logits, labels)
         if logits.shape[-1] <= _MOST_CLASSES and self.task != "language":
             self.per_class = self.per_class or PerClass(logits.shape[-1])
@@ -229,6 +241,8 @@ class _Scores:
         facts = self.calibration.compute()
         if self.task == "language":
             facts["perplexity"] = math.exp(facts["nll"])
+        if self.bytes:
+            facts["bits_per_byte"] = facts["nll"] * self.places / math.log(2) / self.bytes
         if self.per_class is not None:
             facts["per_class"] = self.per_class.compute()
             if self.names is not None:

@@ -81,6 +81,7 @@ def _summary(result: dict[str, Any]) -> None:
 
 _FIGURES = (
     ("perplexity", "perplexity", "{:.3f}".format),
+    ("bits per byte", "bits_per_byte", "{:.3f}".format),
     ("accuracy", "accuracy", "{:.2%}".format),
     ("mean average precision", "map_macro", "{:.2%}".format),
     ("F1 over all decisions", "f1_micro", "{:.2%}".format),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", 2017
-LOWER_IS_BETTER = ("nll", "perplexity", "ece", "total", "mse", "mae")
+LOWER_IS_BETTER = ("nll", "perplexity", "bits_per_byte", "ece", "total", "mse", "mae")
 
 
 def headline(task: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 #: Figures of a run that a card tells, with what they are called.
 _FIGURES = {
     "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "map_macro": "mean average precision",
     "mse": "mean squared error",

@@ -33,6 +33,7 @@ from limbeck.recipes.schema import Recipe
 #: Figures of each run that are averaged over seeds, as far as there are.
 FIGURES = (
     "perplexity",
+    "bits_per_byte",
     "accuracy",
     "map_macro",
     "map_micro",

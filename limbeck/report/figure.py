@@ -81,6 +81,8 @@ _FIGURES = (
     Figure("mse", "mean squared error", share=False, lower=True, digits=4),
 )
 
+BITS = Figure("bits_per_byte", "cost of a byte in bits", share=False, lower=True, digits=3)
+
 
 def figure_of(comparison: dict[str, Any]) -> Figure:
     """What a comparison compares by.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from limbeck.report.charts.curves import Series, curves
-from limbeck.report.figure import Figure, headline_of
+from limbeck.report.figure import BITS, Figure, headline_of
 from limbeck.report.parts import (
     Model,
     classes_section,
@@ -99,8 +99,9 @@ def _tiles(result: dict[str, Any], teacher: dict[str, Any]) -> list[dict[str, An
     return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
 
 
-#: Of language models that went on with held-out prompts.
+#: Of language models; some of those that went on with held-out prompts.
 _WRITING: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("bits_per_byte", "bits per byte", lambda v: number(v, 3)),
     ("rouge_l", "ROUGE-L", lambda v: number(v, 3)),
     ("exact_match", "exact answers", lambda v: f"{percent(v)} %"),
     ("acceptance", "drafts the teacher would accept", lambda v: f"{percent(v)} %"),
@@ -112,6 +113,8 @@ def _said(result: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     figure = headline_of(result)
     if figure is None:
         return []
+    if "agreement" not in result and teacher.get("bits_per_byte") and "bits_per_byte" in result:
+        figure = BITS  # of tokens that differ, perplexities do not compare
     sign = " %" if figure.share else ""
     said = f"The student is right on {figure.said(result[figure.key])} % of held-out samples"
     if figure.key != "accuracy":

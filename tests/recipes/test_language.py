@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from limbeck.data.language import load_tokens
 from limbeck.models.student import load_student
 from limbeck.recipes.caching import build_cache
 from limbeck.recipes.compare import compare
 from limbeck.recipes.run import run
 from limbeck.recipes.schema import Recipe
+from limbeck.report.run_page import _said
 
 LLAMA = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 LINE = "To be, or not to be, that is the question: {} times is it nobler in the mind to suffer. "
@@ -97,6 +99,19 @@ def test_a_teacher_of_other_tokens(texts, tmp_path):
     assert result["teacher"]["perplexity"] > 1
     teacher = next((tmp_path / "teachers").glob("*/student"))
     assert load_student(teacher).config.vocab_size == 300
+    bits = result["bits_per_byte"]  # every predicted byte is a token, and each text's end one more
+    assert 0.9 * bits < math.log2(result["perplexity"]) < bits
+    assert result["teacher"]["bits_per_byte"] < math.log2(result["teacher"]["perplexity"])  # longer tokens cost more
+    (said,) = _said(result, result["teacher"])
+    assert said.startswith(f"On held-out samples the student's cost of a byte in bits is {bits:.3f}")
+
+
+def test_bytes_of_texts_in_any_tokens():
+    texts = ["to be, or not", "naïve — 漢字"]
+    for spec in ("bytes", {"bpe": 300}):
+        tokens = load_tokens(spec, texts=lambda: texts * 20)
+        for text, (ids, _) in zip(texts, tokens.encode(texts), strict=True):
+            assert tokens.bytes_in([*ids.tolist(), *tokens.back]) == len(text.encode())
 
 
 def test_other_tokens_from_a_cache_are_the_same(texts, tmp_path):

@@ -64,6 +64,18 @@ class Tokens(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
 
+    def bytes_in(self, ids: Sequence[int]) -> int:
+        """Bytes of UTF-8 that a run of tokens stands for; marks stand for none, part of a character for one.
+
+        >>> from limbeck.data.language import load_tokens
+        >>> tokens = load_tokens("bytes")
+        >>> (ids, _), = tokens.encode(["naïve"])
+        >>> tokens.bytes_in([*ids, tokens.eos])
+        6
+        """
+        marks = {self.bos, self.eos, self.pad, *self.front, *self.back}
+        return len(self.decode([i for i in ids if i not in marks]).replace("\ufffd", "?").encode())
+
     @abstractmethod
     def turns(self, messages: Sequence[Message], first: int, place: Place) -> list[Segment]:
         """A conversation as it is written for the model, cut where turns of the assistant begin and end.
