@@ -159,15 +159,15 @@ class Banks(nn.Module):
     ) -> None:
         """Move the rows of these samples, of all ranks, towards their new embeddings; a step is over."""
         if counts is None:
-            index, student, teacher = _everywhere(index, student, teacher)
+            index, student, teacher = everywhere(index, student, teacher)
         else:
-            index, student, teacher, counts = _everywhere(index, student, teacher, counts)
+            index, student, teacher, counts = everywhere(index, student, teacher, counts)
         update_bank(self.student_bank, index, student, momentum=momentum, mask=counts)
         update_bank(self.teacher_bank, index, teacher, momentum=momentum, mask=counts)
         self.step += 1
 
 
-def _everywhere(*tensors: Tensor) -> list[Tensor]:
+def everywhere(*tensors: Tensor) -> list[Tensor]:
     """Rows of all ranks, so that every rank makes the same changes to its banks."""
     dist = torch.distributed
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:

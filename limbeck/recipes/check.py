@@ -86,6 +86,7 @@ class _Check:
         self.staff: dict[str, Teacher] = {}  # all teachers by name
         self.sizes = Sizes()
         self.loader: Loader | None = None  # of a few samples
+        self.judged = False  # by validation data
 
     def run(self) -> list[Problem]:
         """All problems, in the order of the file."""
@@ -181,7 +182,7 @@ class _Check:
                 self.batch = self.cached[1]
         elif data.views is not None and data.views % data.per_read:
             self.add(("data", "per_read"), "does not divide the views", found=f"{data.per_read} of {data.views}")
-        self.loader = made
+        self.loader, self.judged = made, source.validation is not None
         if made is not None and self.batch is None:
             self.batch = self.attempt(("data",), lambda: made.example(_TRIED))
         few_batches = made.plain if made is not None else None  # what is made of all samples is tried on these
@@ -312,13 +313,23 @@ class _Check:
             for need in method.card.needs:
                 self.needs(key, need)
         learners = [name for name, objective in made.items() if objective.teacher_taps]
-        if learners and self.usable.get("teacher", ...) is None and not self.usable.get("teachers"):
+        none = self.usable.get("teacher", ...) is None and not self.usable.get("teachers")
+        if learners and none and not self.own_teacher():
             self.add(
                 ("teacher",),
                 f"{', '.join(learners)} cannot work without a teacher",
                 remedy="add a teacher, or drop the term",
             )
         return made
+
+    def own_teacher(self) -> bool:
+        """Whether the scheme makes its teacher itself."""
+        scheme = self.usable.get("scheme")
+        if scheme is None or scheme.name == _USUAL:
+            return False
+        from limbeck import schemes
+
+        return getattr(schemes.schemes().get(scheme.name), "own_teacher", False)
 
     def suits(self, key: Key, card: Card) -> None:
         """Whether a loss on the labels is one for labels such as these."""
@@ -400,7 +411,9 @@ class _Check:
         if scheme is None or scheme.name == _USUAL or set(Recipe.model_fields) - set(specs):
             return [Distiller(student, loss, teacher, logits=logits)]
         recipe = Recipe(**specs)
-        cast = replace(cast_of(recipe, self.sizes, student, teacher, self.loader, teachers=self.staff), loss=loss)
+        held = self.loader if self.judged else None
+        cast = cast_of(recipe, self.sizes, student, teacher, self.loader, held, teachers=self.staff)
+        cast = replace(cast, loss=loss)
         first = next(iter(scheme_of(scheme).trainings(cast)))  # those that follow stand on what it learns
         return [stage.distiller for stage in first.stages]
 

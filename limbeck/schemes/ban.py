@@ -54,6 +54,8 @@ class BornAgain(Scheme):
     ['generation-0', 'generation-1', '']
     """
 
+    own_teacher = True  # where the recipe has none
+
     def __init__(self, generations: int = 2) -> None:
         if generations < 1:
             raise ConfigError("there must be one at least", where="scheme.generations", found=generations)

@@ -82,6 +82,8 @@ class KernelSelfDistill(Scheme):
     ['step-1', 'step-2', '']
     """
 
+    own_teacher = True  # where the recipe has none
+
     def __init__(self, steps: int = 5, weight: float | Literal["estimate"] = "estimate") -> None:
         if steps < 2:
             raise ConfigError("there must be two at least", where="scheme.steps", found=steps)

@@ -168,6 +168,11 @@ def many():
 """
 
 
+@pytest.mark.parametrize("scheme", ["ban", "kernel_self_distill", "momentum_teacher", "ps_kd"])
+def test_schemes_that_make_their_teacher_need_none(scheme: str) -> None:
+    assert check("digits", ["teacher=null", "loss=kd", f"scheme={scheme}"]) == []
+
+
 def test_data_that_lack_what_a_method_needs(write: Write, tmp_path: Path) -> None:
     (tmp_path / "my_data.py").write_text(DATA_OF_MY_OWN)
     problems = check(
