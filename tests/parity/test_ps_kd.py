@@ -40,7 +40,7 @@ def test_the_authors_training() -> None:
             optimizer.step()
             share = alpha * (epoch + 1) / epochs if epoch else 0.0
             entropy = cross_entropy_rows(known.exp(), known).mean()  # theirs has it: cross-entropy, not divergence
-            found.append(float(losses.total + share * entropy))
+            found.append(float(losses.total.detach() + share * entropy))
     torch.testing.assert_close(torch.tensor(found).double(), NUMBERS["losses"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(student.weight, NUMBERS["final_weight"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(student.bias, NUMBERS["final_bias"], rtol=1e-5, atol=1e-6)
