@@ -1,0 +1,1 @@
+"""What schemes without data have in common: batches that are made, a teacher that is asked with gradients, losses."""
