@@ -15,6 +15,7 @@ from limbeck.core.teacher import teacher_mask
 from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.language.tokens import Tokens
 from limbeck.data.language.written import prompts_of
+from limbeck.models.answering import answer
 from limbeck.models.generating import Decoding, endings, write
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -82,7 +83,7 @@ def assess_writing(
     shown beside what is written.
 
     Args:
-        student: A causal language model of transformers.
+        student: A causal language model of transformers, or an encoder-decoder, to which prompts are the source.
         teacher: The same, with tokens of its own where the loader says so; or ``None``.
         loader: Of held-out rows, which are no packs.
         prompts: How many rows, the first.
@@ -97,7 +98,7 @@ def assess_writing(
         return None
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
     batch = loader.example(prompts).to(device)
-    whole = bool((prompts_of(batch)[1].sum(1) <= 1).any())
+    whole = not _reads(student) and bool((prompts_of(batch)[1].sum(1) <= 1).any())
     own = _written(student, batch, loader.split.tokens, max_new_tokens, whole)
     found: dict[str, Any] = _figures(own, whole)
     columns = {"prompt": own.prompts, "reference": own.references, "student": own.written}
@@ -109,6 +110,11 @@ def assess_writing(
         columns["teacher"] = other.written
     found["texts"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return found
+
+
+def _reads(model: nn.Module) -> bool:
+    """Whether it has an encoder for prompts."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _as_teacher_sees(batch: Batch) -> Batch:
@@ -131,13 +137,18 @@ def _figures(texts: _Texts, whole: bool) -> dict[str, Any]:
 
 
 def _written(model: nn.Module, batch: Batch, tokens: Tokens, most: int, whole: bool) -> _Texts:
-    length = batch.inputs["input_ids"].shape[1]
-    ids, mask = prompts_of(batch, least=max(1, length // 2) if whole else 1, pad=tokens.pad)
+    ids, mask = batch.inputs["input_ids"], batch.inputs.get("attention_mask", batch.inputs["input_ids"] >= 0) > 0
+    if not _reads(model):
+        ids, mask = prompts_of(batch, least=max(1, ids.shape[1] // 2) if whole else 1, pad=tokens.pad)
     ends = endings(tokens, model) if tokens.eos is not None else []
     room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     room = most if not isinstance(room, int) else min(most, room - ids.shape[1])
-    began = time.perf_counter()
-    made = write(model, ids, mask, Decoding(max(1, room), temperature=0.0), ends=ends, pad=tokens.pad)
+    how, began = Decoding(max(1, room), temperature=0.0), time.perf_counter()
+    if _reads(model):
+        start = int(batch.inputs["decoder_input_ids"][0, 0])
+        made = answer(model, ids, mask, how, start=start, ends=ends, pad=tokens.pad)
+    else:
+        made = write(model, ids, mask, how, ends=ends, pad=tokens.pad)
     seconds = time.perf_counter() - began
     marks = {tokens.bos, tokens.eos, tokens.pad, *ends}
 

@@ -75,16 +75,19 @@ def from_transformers(
     return model
 
 
-#: What a configuration calls the sizes that data tell.
+#: What a configuration calls the sizes and marks that data tell; it is told of those that it knows.
 _SIZES = {
     "num_classes": "num_labels",
     "in_channels": "num_channels",
     "image_size": "image_size",
     "vocabulary": "vocab_size",
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "pad": "pad_token_id",
 }
 
 
-def new_transformers(kind: str, given: dict[str, int], auto: str | None, options: dict[str, Any]) -> nn.Module:
+def new_transformers(kind: str, given: dict[str, Any], auto: str | None, options: dict[str, Any]) -> nn.Module:
     """A transformers model of this type with random weights; what its configuration does not know is refused."""
     transformers, where = _optional("transformers", "language"), f"transformers:{kind}"
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES

@@ -105,8 +105,7 @@ def load_model(
         model = from_transformers(name.removeprefix("hf:"), given, auto, pretrained is not False, options)
     elif name.startswith("transformers:"):
         _refuse(name, {}, pretrained=pretrained)
-        told = {f"{mark}_token_id": number for mark, number in (marks or {}).items()}
-        model = new_transformers(name.removeprefix("transformers:"), given, auto, {**told, **options})
+        model = new_transformers(name.removeprefix("transformers:"), {**given, **(marks or {})}, auto, options)
     elif isinstance(spec, str) and zoo.is_known(name):
         _refuse(name, {}, auto=auto, pretrained=pretrained)
         model = zoo.create(name, **given, **options)
