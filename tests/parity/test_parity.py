@@ -41,7 +41,8 @@ def under(prefix: str, numbers: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 FILES = {path.stem: load(path) for path in sorted(HERE.glob("*.npz"))}
 CASES = [(name, k.split("/")[0]) for name, numbers in FILES.items() for k in numbers if k.endswith("/call")]
-SINGLE = [c for c in CASES if f"{c[1]}/value" in FILES[c[0]]]
+#: A value of one function; what has no factor stands in a form of its own, in a test of its own.
+SINGLE = [c for c in CASES if {f"{c[1]}/value", f"{c[1]}/factor"} <= FILES[c[0]].keys()]
 BANKS = [c for c in CASES if c[0].startswith("crd_")]
 
 

@@ -74,7 +74,7 @@ def test_teachers_of_their_own_sizes(student) -> None:
     torch.manual_seed(0)
     teachers, loss, batch = [Net(6), Net(8), Net(3)], CAMKD(), make_batch()
     distiller = Distiller(student, loss, SeveralTeachers(teachers)).setup(batch)
-    assert [c[1].weight.numel() for c in loss.connectors] == [24, 32, 12]
+    assert [c[1].weight.numel() for c in loss.connectors.each] == [24, 32, 12]
     optimizer = torch.optim.Adam(distiller.parameters(), lr=3e-3)
     seen = []
     for _ in range(15):
@@ -93,7 +93,7 @@ def test_what_a_teachers_classifier_says_of_the_students_map() -> None:
     teachers, student, batch, loss = [Net(6), Net(6)], Net(4), make_batch(), CAMKD(alpha=0.0, beta=1.0)
     value = Distiller(student, loss, SeveralTeachers(teachers)).setup(batch)(batch).total
     maps = [net.layer3(net.layer2(net.layer1(batch.inputs))) for net in (student, *teachers)]
-    mapped = [connect(maps[0]) for connect in loss.connectors]
+    mapped = [connect(maps[0]) for connect in loss.connectors.each]
     said = [net.fc(h.mean((2, 3))) for net, h in zip(teachers, mapped, strict=True)]
     losses = torch.stack([F.cross_entropy(z, batch.labels, reduction="none") for z in said])
     far = torch.stack([(h - goal).square().mean((1, 2, 3)) for h, goal in zip(mapped, maps[1:], strict=True)])
