@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card, register
 from limbeck.core.divergences import kl_rows, soften
-from limbeck.core.errors import ConfigError, DataError, TensorError
-from limbeck.core.labels import class_labels
+from limbeck.core.errors import ConfigError
 from limbeck.core.layers import tap_values
 from limbeck.core.objective import Contract, DataInfo, Objective
-from limbeck.core.projectors import LinearProjector
-from limbeck.core.reduction import (
-    Reduction,
-    check_features,
-    check_logits,
-    check_positive,
-    check_same_shape,
-    reduce,
-    widen,
-)
-from limbeck.core.relations import project
+from limbeck.core.reduction import Reduction, check_logits, check_positive, reduce, widen
 from limbeck.core.trace import Trace
 from limbeck.core.views import quarter_turns, split_views
-from limbeck.objectives.parts.branches import BottleneckBranch, branch_points
+from limbeck.objectives.parts.stage_classifiers import StageClassifiers, check_views, stage_rows
 
 
 def lsskd_loss(
@@ -50,14 +39,12 @@ def lsskd_loss(
             + \tau^2\, \mathrm{KL}(\bar q^\tau(x) \,\|\, p^\tau(x))
 
     where :math:`q_l` is the joint prediction of C classes and K turns by stage l, and :math:`\bar q` the softmax of the
-    deepest stage's logits for class c and the turn that was made, averaged over the turns. What the deepest says is
-    taken as a constant wherever it teaches.
+    deepest stage's logits for the turn that was made, averaged over turns. The deepest is a constant where it teaches.
 
     Args:
         branch_logits: One ``[K B, C K]`` a shallow stage, turn after turn; entry ``c K + k`` is class c in turn k.
         branch_features: One ``[K B, D]`` a shallow stage: what its classifier reads.
-        joint_logits: ``[K B, C K]`` of the deepest stage.
-        feature: ``[K B, D]`` that it reads; detached.
+        joint_logits, feature: ``[K B, C K]`` of the deepest stage, and ``[K B, D]`` that it reads (detached).
         student_logits: ``[B, C]``, the student's own, of the upright samples.
         labels: ``[B]`` integers, negative where a sample has no label: it then learns from the deepest alone.
         beta: Weight of the features; 0.01 is our choice.
@@ -69,45 +56,21 @@ def lsskd_loss(
         TensorError: Shapes do not belong together, no labels, or soft ones.
         ConfigError: The temperature is not above zero.
 
-    Source:
-        "A Layered Self-Supervised Knowledge Distillation Framework", 2025, arXiv 2506.07055; the terms are those of
-        HSAKD (Yang et al., 2021, arXiv 2107.13715), with which it compares.
+    Source: LSSKD, 2025, arXiv 2506.07055; the terms are those of HSAKD (arXiv 2107.13715), with which it compares.
 
-    Example:
-        >>> import torch
-        >>> joint, feature = torch.zeros(4, 8), torch.zeros(4, 3)
-        >>> lsskd_loss([joint], [feature], joint, feature, torch.zeros(1, 2), torch.tensor([1]))
-        tensor(4.1589)
+    >>> import torch
+    >>> joint, feature = torch.zeros(4, 8), torch.zeros(4, 3)
+    >>> lsskd_loss([joint], [feature], joint, feature, torch.zeros(1, 2), torch.tensor([1]))
+    tensor(4.1589)
     """
     check_positive(temperature, "temperature")
     size, classes = student_logits.shape
-    turns = len(joint_logits) // max(size, 1)
-    if joint_logits.shape != (turns * size, classes * turns) or not turns or len(branch_logits) != len(branch_features):
-        raise TensorError(
-            "not one row a turn and one entry a class and turn",
-            where="joint_logits",
-            found=f"{list(joint_logits.shape)}, {len(branch_logits)} branches with {len(branch_features)} features",
-            wanted=f"[K x {size}, {classes} x K]",
-        )
-    target, labelled = class_labels(labels, classes, "LSSKD")
-    turn = target.new_tensor(range(turns)).repeat_interleave(size)
-    joint = (target.repeat(turns) * turns + turn).unsqueeze(-1)
-    wanted = soften(joint_logits.detach(), temperature)
-    total = _right(joint_logits, joint, labelled.repeat(turns))
-    for own, read in zip(branch_logits, branch_features, strict=True):
-        check_same_shape(joint_logits, own, "joint_logits", "branch_logits")
-        check_features(read, feature)
-        distance = (widen(read) - widen(feature.detach())).square().sum(dim=-1)
-        taught = temperature**2 * kl_rows(wanted, soften(own, temperature))
-        total = total + _right(own, joint, labelled.repeat(turns)) + taught + beta * distance
-    own_turn = widen(joint_logits.detach()).view(turns, size, classes, turns).diagonal(dim1=0, dim2=3)
+    taught = stage_rows(
+        branch_logits, branch_features, joint_logits, feature, labels, size, classes, beta=beta, temperature=temperature
+    )
+    own_turn = widen(joint_logits.detach()).view(len(taught), size, classes, -1).diagonal(dim1=0, dim2=3)
     answer = temperature**2 * kl_rows(soften(own_turn.mean(dim=-1), temperature), soften(student_logits, temperature))
-    return reduce(total.view(turns, size).mean(dim=0) + answer, mask, reduction)
-
-
-def _right(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
-    """Cross-entropy of each row, 0 where it has no label."""
-    return -soften(logits).gather(-1, target).squeeze(-1).masked_fill(~labelled, 0.0)
+    return reduce(taught.mean(dim=0) + answer, mask, reduction)
 
 
 @register(
@@ -121,13 +84,11 @@ def _right(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
         knowledge="response",
         equation=r"\sum_l \mathrm{CE}(q_l, (y, k)) + \sum_{l < L} \tau^2\, \mathrm{KL}(q^\tau_L \,\|\, q^\tau_l) "
         r"+ \beta \|F_l - F_L\|_2^2 + \tau^2\, \mathrm{KL}(\bar q^\tau \,\|\, p^\tau)",
-        use="Without a teacher, for images whose turned copies look different: classifiers on inner layers learn class "
-        "and turn in one training, and are dropped afterwards.",
+        use="Without a teacher, for images whose turned copies look different: classifiers on inner layers help.",
         cost="Every image is seen four times, upright and turned, and a classifier stands on every stage.",
         defaults={
             "beta": "0.01, our choice: the abstract tells no weights, all others are 1",
-            "temperature": "3, as in HSAKD and SSKD's line",
-            "turns": "4, all quarter turns",
+            "temperature": "3, as in HSAKD; turns 4",
             "tap": "the student's blocks: last at each resolution or evenly spaced; 3 at most beside the deepest",
         },
         evidence="reading",
@@ -135,9 +96,8 @@ def _right(logits: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
         choices=(
             "The abstract names classifiers on all stages, self-supervised augmented distributions, one-to-one "
             "transfer with divergence and squared distance: the terms are HSAKD's, the deepest stage the teacher.",
-            "Branches are BYOT's bottlenecks; the deepest stage's joint head is linear, beside the student's own.",
-            "Both sides of the last divergence are softened, as in HSAKD.",
-            "The student's own head learns from labels by the cross-entropy beside this loss, on upright images.",
+            "Branches are BYOT's bottlenecks; the deepest joint head is linear, beside the student's own, which learns "
+            "from labels by the cross-entropy beside this loss. Both sides of the last divergence are softened.",
         ),
         needs=("labels",),
         with_labels={"cross_entropy": 1.0},
@@ -157,8 +117,6 @@ class LSSKD(Objective):
     contract = Contract(
         "positions", at_equal=None, decomposes=False, permutation=False, least_samples=4, stop_gradient=True
     )
-    heads: nn.ModuleList | None
-    joint: nn.Linear | None
 
     def __init__(
         self, beta: float = 0.01, temperature: float = 3.0, turns: int = 4, tap: str | list[str] = "blocks"
@@ -168,7 +126,7 @@ class LSSKD(Objective):
         if turns not in (1, 4):
             raise ConfigError("images are turned four times or not at all", where="turns", found=turns, wanted="4 or 1")
         self.beta, self.temperature, self.turns = beta, temperature, turns
-        self.heads = self.joint = None
+        self.branches: StageClassifiers | None = None
         self.taps = [tap] if isinstance(tap, str) else tap
         self.student_taps = (*self.taps, "penultimate", "logits")
 
@@ -176,38 +134,15 @@ class LSSKD(Objective):
         return quarter_turns(batch) if self.turns == 4 else batch
 
     def setup(self, student: Trace, teacher: Trace, batch: Batch, data: DataInfo) -> None:
-        features, read = tap_values(student, self.taps), student["penultimate"]
-        self.points = branch_points(features)
-        if len(self.points) < 2:
-            raise ConfigError("nothing is shallower than the deepest", where="tap", found=self.taps)
-        width, entries, relu = read.shape[-1], student.logits.shape[-1] * self.turns, bool((read >= 0).all())
-        *shallow, deepest = (features[p] for p in self.points)
-        self.heads = nn.ModuleList(BottleneckBranch(f, deepest, width, entries, relu).to(f.device) for f in shallow)
-        self.joint = LinearProjector(width, entries).to(read.device)
+        entries = student.logits.shape[-1] * self.turns
+        self.branches = StageClassifiers(tap_values(student, self.taps), student["penultimate"], entries)
 
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        if batch.extras.get("views", 1) != self.turns:
-            raise DataError(
-                "these are not the turns of a batch",
-                where="lsskd",
-                found=f"{batch.extras.get('views', 1)} views of each sample",
-                wanted=str(self.turns),
-                remedy="leave out what makes other views, or let Distiller prepare the batch",
-            )
+        check_views(batch, self.turns, "lsskd")
         check_logits(student.logits, labels=batch.require("labels"))
-        features, heads, read = tap_values(student, self.taps), self.ready("heads"), student["penultimate"]
-        chosen = (features[p] for p in self.points[:-1])
-        answers, reads = zip(
-            *(project(head, f, "student_feature") for head, f in zip(heads, chosen, strict=True)), strict=True
-        )
-        return lsskd_loss(
-            answers,
-            reads,
-            self.ready("joint")(read),
-            read,
-            split_views(student.logits, batch)[0],
-            split_views(batch.require("labels"), batch)[0],
-            beta=self.beta,
-            temperature=self.temperature,
-            mask=None if batch.mask is None else split_views(batch.mask, batch)[0],
-        )
+        read = student["penultimate"]
+        answers, reads, joint = self.ready("branches")(tap_values(student, self.taps), read)
+        logits, labels = (split_views(values, batch)[0] for values in (student.logits, batch.require("labels")))
+        mask = None if batch.mask is None else split_views(batch.mask, batch)[0]
+        inputs = (answers, reads, joint, read, logits, labels)
+        return lsskd_loss(*inputs, beta=self.beta, temperature=self.temperature, mask=mask)
