@@ -200,7 +200,9 @@ def discriminating(
         for count in range(min(3, len(examples)) + 1):
             said = answered(author, [shots(examples[:count], question) for question, _ in held], most, answer)
             rows.append([a == b for a, b in zip(said, gold, strict=True)])
-    discrimination, _, _ = fit_two_parameters(torch.tensor(rows))
+    right = torch.tensor(rows)
+    discrimination, _, _ = fit_two_parameters(right)
+    discrimination[right.all(0) | ~right.any(0)] = 0.0  # what all or none can answer tells nobody apart
     return sorted(discrimination.argsort(descending=True, stable=True)[:size].tolist())
 
 
