@@ -2,6 +2,7 @@
 
 from limbeck.compression.budget import Budget, Search
 from limbeck.compression.layers import angular_block_scores, angular_distance, block_influence, choose_layers
+from limbeck.compression.merging import slerp, slerp_merge
 from limbeck.compression.report import ShrinkReport
 from limbeck.compression.surgery import Shrunk, student_from
 from limbeck.compression.units import measure_importance
@@ -20,6 +21,8 @@ __all__ = [
     "measure_importance",
     "most_frequent",
     "pieced_rows",
+    "slerp",
+    "slerp_merge",
     "student_from",
     "token_frequencies",
 ]
