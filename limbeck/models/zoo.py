@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.core.errors import ModelError, did_you_mean
+from limbeck.models.experts import expert_resnet
 from limbeck.models.mlp import MLP
 from limbeck.models.mobilenetv2 import MobileNetV2
 from limbeck.models.resnet import cifar_resnet, imagenet_resnet
@@ -54,6 +55,7 @@ _EXAMPLES = (
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Builder]], ...] = (
     (r"resnet(\d+)", lambda m: partial(cifar_resnet, int(m[1]))),
     (r"resnet(\d+)_a", lambda m: partial(cifar_resnet, int(m[1]), shortcut="A")),
+    (r"resnet(\d+)_experts", lambda m: partial(expert_resnet, int(m[1]))),
     (r"resnet(\d+)x4", lambda m: partial(cifar_resnet, int(m[1]), widths=_X4)),
     (r"wrn_(\d+)_(\d+)", lambda m: partial(WideResNet, int(m[1]), int(m[2]))),
     (r"text_(\d+)_(\d+)", lambda m: partial(TextEncoder, int(m[1]), int(m[2]))),
@@ -89,7 +91,8 @@ def create(
 
     Args:
         name: One of :func:`available`, or ``resnet{6n+2}`` (option B shortcuts, as in the CRD table),
-            ``resnet{6n+2}_a`` (option A, as in He et al.), ``resnet{6n+2}x4``, ``wrn_{6n+4}_{width}``,
+            ``resnet{6n+2}_a`` (option A, as in He et al.), ``resnet{6n+2}_experts`` (see
+            :func:`~limbeck.models.experts.expert_resnet`), ``resnet{6n+2}x4``, ``wrn_{6n+4}_{width}``,
             ``mlp_{width}_{width}...``, ``text_{width}_{depth}``.
         num_classes: Number of logits.
         in_channels: Channels of an input image.
