@@ -41,6 +41,7 @@ def test_it_passes_conformance(method: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_it_trains_from_a_recipe(method: Path) -> None:
     changes = {
         "plugins": f"[{method.name}]",

@@ -63,6 +63,7 @@ def test_two_ranks_follow_one(folders, name):
         torch.testing.assert_close(weights[1][key], value, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_exactly(folders, tmp_path):
     whole = folders[1] / "dropout"
     shutil.copytree(whole, tmp_path / "dropout")

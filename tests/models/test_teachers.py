@@ -38,7 +38,7 @@ def stated(shared_data: Path, name: str) -> float:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("resnet20", 269722),
+        pytest.param("resnet20", 269722, marks=pytest.mark.slow),
         pytest.param("resnet32", 464154, marks=pytest.mark.slow),
         pytest.param("resnet44", 658586, marks=pytest.mark.slow),
         pytest.param("resnet56", 853018, marks=pytest.mark.slow),

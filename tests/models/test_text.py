@@ -73,7 +73,7 @@ def test_gradient_reaches_every_parameter() -> None:
     assert not model.embedding.weight.grad[0].any()  # padding has no meaning to learn
 
 
-@pytest.mark.parametrize("head", [None, "subclass", "dual"])
+@pytest.mark.parametrize("head", [None, *(pytest.param(h, marks=pytest.mark.slow) for h in ("subclass", "dual"))])
 def test_it_ships(head: str | None, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -201,7 +201,7 @@ def test_tuned_kd_needs_validation_data(tmp_path, monkeypatch):
 WILD = [*SMALL, "teacher={model: mlp_16, untrained: true}"]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_goes_astray_does_not_end_the_others(tmp_path, jobs):
     """KD of a vast weight is no number after a few steps; the rest is compared, and the report tells."""
     said: list[str] = []

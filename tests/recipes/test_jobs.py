@@ -34,6 +34,7 @@ def test_two_jobs_and_one_come_to_the_same(tmp_path: Path) -> None:
     assert "run 4 of 4 done: KD, seed 1" in said or "run 4 of 4 done: No teacher, seed 1" in said
 
 
+@pytest.mark.slow
 def test_the_error_of_a_run_is_the_error_of_all(tmp_path: Path) -> None:
     recipe = load("digits", [*TINY, "train.clip=1.0"])
     broken = recipe.model_copy(update={"student": recipe.student.model_copy(update={"model": "resnet9"})})
@@ -77,7 +78,7 @@ attempt.run = run
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signals) -> None:
     """Told by the pipe that all of them write to: it is closed when the last is gone."""
     (tmp_path / "starts.py").write_text(STARTS)

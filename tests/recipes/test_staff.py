@@ -66,7 +66,7 @@ def test_without_one_they_together_are_the_teacher(spy, tmp_path):
 
 
 def test_a_run_with_several_is_finished_after_an_interruption_and_another_staff_is_refused(spy, tmp_path):
-    settings = [*TWO, "loss=kd", "scheme=spy"]
+    settings = [*TWO, "teacher={model: mlp_12, untrained: true}", "loss=kd", "scheme=spy"]
     first = run(load("digits", settings), tmp_path / "run", quiet=True)
     (tmp_path / "run" / "result.json").unlink()
     again = run(load("digits", settings), tmp_path / "run", resume=True, quiet=True)
