@@ -1,0 +1,58 @@
+"""SHIKE against the authors' losses of both stages: values, and gradients at every expert's logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.batch import Batch
+from limbeck.core.objective import Terms
+from limbeck.data.resident import ResidentLoader
+from limbeck.engine import TrainConfig
+from limbeck.objectives import CrossEntropy
+from limbeck.schemes import Cast, build
+
+with np.load(Path(__file__).parent / "shike_shike.npz", allow_pickle=False) as loaded:
+    NUMBERS = {name: torch.from_numpy(np.asarray(value)) for name, value in loaded.items()}
+
+
+class Said(nn.Module):
+    """Says what it was told to; it has nothing that could be drawn anew."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits[: len(x)]
+
+
+class Panel(nn.Module):
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Said(own) for own in logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([expert(x) for expert in self.experts]).mean(dim=0)
+
+
+@pytest.mark.parametrize("case", ["0", "1", "2"])
+def test_loss_and_gradients(case: str) -> None:
+    given = {name.split("/")[1]: value for name, value in NUMBERS.items() if name.startswith(case)}
+    counts, labels = given["counts"], given["labels"]
+    every = torch.arange(len(counts)).repeat_interleave(counts)
+    train = ResidentLoader(torch.zeros(len(every), 3), every, batch_size=2, classes=len(counts))
+    student = Panel(given["logits"])
+    cast = Cast(student, Terms.of(CrossEntropy()), None, TrainConfig(), train)
+    (training,) = build("shike", masked=False, classifiers=["none"]).trainings(cast)
+    batch = Batch(torch.zeros(len(labels), 3), labels)
+    distiller = training.stages[int(given["balance"])].distiller.setup(batch)
+    losses = distiller(batch)
+    losses.total.backward()
+    assert losses.total.item() == pytest.approx(float(given["loss"]), rel=1e-6)  # priors are single floats
+    found = torch.stack([expert.logits.grad for expert in student.experts])
+    torch.testing.assert_close(found, given["grad"], rtol=1e-5, atol=1e-7)
