@@ -128,16 +128,21 @@ class Entry:
 def split_methods(text: str) -> list[str]:
     """Methods from one text, commas between them; a piece that is but an option belongs to the method before it.
 
-    >>> split_methods("kd:temperature=2,weight=0.5,dkd")
-    ['kd:temperature=2,weight=0.5', 'dkd']
+    >>> split_methods("kd:temperature=2,weight=0.5,dkd,orc:peers=[a,b]")
+    ['kd:temperature=2,weight=0.5', 'dkd', 'orc:peers=[a,b]']
     """
     found: list[str] = []
-    for piece in filter(None, (p.strip() for p in text.split(","))):
+    for piece in _pieces(text):
         if found and "=" in piece and ":" not in piece.partition("=")[0]:
             found[-1] += f",{piece}"
         else:
             found.append(piece)
     return found
+
+
+def _pieces(text: str) -> list[str]:
+    """Split at commas that stand in no brackets."""
+    return [piece.strip() for piece in re.findall(r"(?:\[[^]]*\]|\{[^}]*\}|[^,])+", text) if piece.strip()]
 
 
 def controls_for(task: str) -> dict[str, tuple[str, str, str]]:
@@ -201,7 +206,7 @@ def _method(key: str, rest: str, text: str, task: str) -> Entry:
 def _options(rest: str, text: str) -> dict[str, Any]:
     """What stands behind the colon."""
     found = {}
-    for part in rest.split(",") if rest else []:
+    for part in _pieces(rest):
         name, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not name:
             raise ConfigError(
