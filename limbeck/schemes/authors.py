@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import nn
 
 from limbeck.core.errors import ConfigError
+from limbeck.core.plain import canonical
 from limbeck.data.language.corpus import encode
 from limbeck.data.language.records import ASSISTANT, Record
 from limbeck.data.language.rewritten import Ids, marked
@@ -18,7 +20,7 @@ from limbeck.engine.identity import digest
 from limbeck.models.generating import Decoding, endings
 from limbeck.teachers.answers import Answer
 from limbeck.teachers.questions import Prompt
-from limbeck.teachers.routed import TextTeacher
+from limbeck.teachers.routed import RoutedTeacher, TextTeacher
 from limbeck.teachers.served import ServedTeacher
 from limbeck.teachers.writer import ModelWriter
 
@@ -114,10 +116,11 @@ def asked(tokens: Tokens, prompt: Prompt, chat: bool = False) -> Ids:
 
 @contextlib.contextmanager
 def author_of_texts(writer: Any, folder: Path | None, where: str = "scheme.writer") -> Iterator[TextTeacher]:
-    """Who answers with texts: as given, or a served teacher made of its arguments, and closed again.
+    """Who answers with texts: as given, or served teachers made of their arguments, and closed again.
 
     Args:
-        writer: A ``TextTeacher``, or the arguments of a ``ServedTeacher``.
+        writer: A ``TextTeacher``; the arguments of a ``ServedTeacher``; or ``{teachers: {TAG: ARGUMENTS}, default:
+            TAG}``, which makes a ``RoutedTeacher`` of several.
         folder: Of the run; a served teacher keeps its record there unless its arguments say where.
         where: The option, for messages.
 
@@ -127,7 +130,25 @@ def author_of_texts(writer: Any, folder: Path | None, where: str = "scheme.write
     if not isinstance(writer, Mapping):
         yield check_author(writer, where)
         return
-    if "record" not in writer and folder is None:
+    kept = None if folder is None else folder / WRITTEN
+    with contextlib.ExitStack() as stack:
+        several = writer.get("teachers")
+        if not isinstance(several, Mapping):
+            yield stack.enter_context(_served(writer, kept, where))
+            return
+        for option in writer.keys() - {"teachers", "default"}:
+            raise ConfigError("no such option of several teachers", where=f"{where}.{option}", wanted="default")
+        made = {}
+        for tag, options in several.items():
+            place = None if kept is None else kept / quote(str(tag), safe="")
+            made[tag] = stack.enter_context(_served(options, place, f"{where}.teachers.{tag}"))
+        yield RoutedTeacher(made, writer.get("default"))
+
+
+def _served(options: Any, folder: Path | None, where: str) -> ServedTeacher:
+    if not isinstance(options, Mapping):
+        raise ConfigError("these make no served teacher", where=where, found=type(options).__name__, wanted="arguments")
+    if "record" not in options and folder is None:
         raise ConfigError(
             "what is paid for has to be kept somewhere",
             where=f"{where}.record",
@@ -135,11 +156,39 @@ def author_of_texts(writer: Any, folder: Path | None, where: str = "scheme.write
             remedy="give out=..., or a folder for the record",
         )
     try:
-        made = ServedTeacher(**{"record": folder / WRITTEN if folder is not None else "", **writer})
+        return ServedTeacher(**{"record": "" if folder is None else folder, **options})
     except TypeError as error:
         raise ConfigError("no such option of a served teacher", where=where, found=str(error)) from error
-    with made:
-        yield check_author(made, where)
+
+
+def told(
+    author: TextTeacher, prompts: Sequence[Prompt], tags: Sequence[str | None] | None = None, **settings: Any
+) -> list[list[Answer]]:
+    """Answers to each prompt, in order; of several teachers the one answers that a prompt's tag names.
+
+    Args:
+        author: Who answers.
+        prompts: What is asked; those that are equal, tag included, are asked once.
+        tags: One for each prompt; ``None``: there are none.
+        settings: ``max_tokens`` and more.
+    """
+    routed = isinstance(author, RoutedTeacher)
+    named: Sequence[str | None] = tags if routed and tags is not None else [None] * len(prompts)
+    rows = dict[str, int]()  # of each different question its first
+    keys = [
+        canonical([prompt if isinstance(prompt, str) else list(map(dict, prompt)), tag]).decode()
+        for prompt, tag in zip(prompts, named, strict=True)
+    ]
+    for row, key in enumerate(keys):
+        rows.setdefault(key, row)
+    firsts = list(rows.values())
+    asked_for = [prompts[row] for row in firsts]
+    if isinstance(author, RoutedTeacher):
+        found = author.generate(asked_for, [named[row] for row in firsts], **settings)
+    else:
+        found = author.generate(asked_for, **settings)
+    answers = dict(zip(rows, found, strict=True))
+    return [answers[key] for key in keys]
 
 
 def check_author(writer: Any, where: str = "scheme.writer") -> Any:

@@ -23,9 +23,10 @@ from limbeck.data.language.split import LanguageSplit
 from limbeck.data.loader import Loader
 from limbeck.engine.stage import Stage
 from limbeck.models.low_rank import LEARNS, adapt, merge
+from limbeck.schemes.authors import WRITTEN
 from limbeck.schemes.ddk import _loss
 from limbeck.schemes.scheme import Cast, Training, register
-from limbeck.schemes.seq_kd import _FOLDER, SeqKD, _open
+from limbeck.schemes.seq_kd import SeqKD, _open
 from limbeck.schemes.writing import author_of, same_tokens, texts_of
 
 TEMPLATE = (
@@ -163,7 +164,7 @@ class SelfDataDistill(SeqKD):
         made = rewritten(split, range(len(sides)), [prompt for prompt, _ in sides], chosen)
         if cast.folder is not None and int(os.environ.get("RANK", "0")) == 0:
             facts = {"prompts": len(sides), "taken": why.pop("taken", 0), "refused": why}
-            write_json(cast.folder / _FOLDER / "summary.json", {**facts, **_likelihoods(cast, loader, made)})
+            write_json(cast.folder / WRITTEN / "summary.json", {**facts, **_likelihoods(cast, loader, made)})
         options = {n: getattr(loader, n) for n in ("batch_size", "shuffle", "drop_last", "device", "seed")}
         return LanguageLoader(made, **options)
 

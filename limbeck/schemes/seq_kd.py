@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,11 @@ from limbeck.data.loader import Loader
 from limbeck.engine.identity import digest
 from limbeck.engine.stage import Stage
 from limbeck.models.generating import Decoding, endings
+from limbeck.schemes.authors import WRITTEN, author_of_texts, check_author, told
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 from limbeck.schemes.sequences import Sequences
 from limbeck.schemes.writing import author_of, texts_of
-from limbeck.teachers.routed import TextTeacher
-from limbeck.teachers.served import ServedTeacher
 from limbeck.teachers.writer import ModelWriter, Wrote
-
-_FOLDER = "written"  # in the run's folder: what the teacher wrote
 
 
 @register(
@@ -89,7 +85,8 @@ class SeqKD(Scheme):
         batch_size: Prompts that a teacher at hand answers at a time.
         prompt: Tokens of a prompt at least; of whole texts, where everything is learned, the first so many.
         writer: Who writes in the teacher's place: anything that answers as ``ServedTeacher`` does, or what makes one:
-            ``{base_url: ..., model: ...}``.
+            ``{base_url: ..., model: ...}``. Several, each for prompts of its tag: a ``RoutedTeacher``, or
+            ``{teachers: {TAG: {base_url: ..., model: ...}}, default: TAG}``.
 
     Source: Sequence-Level Knowledge Distillation, arXiv 1606.07947.
 
@@ -123,9 +120,8 @@ class SeqKD(Scheme):
         if writer is None and temperature is not None and interpolation:
             remedy = "leave temperature out"
             raise ConfigError("beams are searched, not drawn", where="scheme.temperature", remedy=remedy)
-        if writer is not None and not isinstance(writer, (Mapping, TextTeacher)):
-            wanted = "a ServedTeacher or its like, or its arguments"
-            raise ConfigError("no such writer", where="scheme.writer", found=type(writer).__name__, wanted=wanted)
+        if writer is not None:
+            check_author(writer)
         self.beams, self.alpha, self.interpolation, self.temperature = beams, alpha, interpolation, temperature
         self.times, self.plus, self.unfinished, self.prompt = times, plus, unfinished, prompt
         self.writer, self.batch_size = writer, batch_size
@@ -163,7 +159,7 @@ class SeqKD(Scheme):
         rows, said = self._chosen(loader.split, sides, wrote, facts)
         split = rewritten(loader.split, rows, [prompts[row] for row in rows], said, teacher=pairs)
         if cast.folder is not None and int(os.environ.get("RANK", "0")) == 0:
-            write_json(cast.folder / _FOLDER / "summary.json", {**facts, "rows": len(split)})
+            write_json(cast.folder / WRITTEN / "summary.json", {**facts, "rows": len(split)})
         if self.alpha < 1:
             distiller.take(split, places(split, rows, len(prompts)))
             return loader
@@ -180,7 +176,9 @@ class SeqKD(Scheme):
         """What was written after each prompt, the best first, cut into the student's tokens."""
         own, other = split.tokens, split.teacher_tokens
         if self.writer is not None:
-            found = self._served(cast.folder, [text_of(own, prompt) for prompt in prompts])
+            tag = [-1] * len(prompts) if split.rows.tag is None else split.rows.tag.tolist()
+            tags = [split.tags[number] if number >= 0 else None for number in tag]
+            found = self._served(cast.folder, [text_of(own, prompt) for prompt in prompts], tags)
         else:
             model, tokens = author_of(cast.need_teacher("the texts are written by"), "teacher"), other or own
             assert cast.train is not None
@@ -191,7 +189,7 @@ class SeqKD(Scheme):
                 self.decoding,
                 ends=endings(tokens, model),
                 pad=tokens.pad,
-                folder=None if cast.folder is None else cast.folder / _FOLDER,
+                folder=None if cast.folder is None else cast.folder / WRITTEN,
                 identity=digest(model),
                 batch_size=self.batch_size,
                 seed=cast.seed,
@@ -203,22 +201,14 @@ class SeqKD(Scheme):
         cut = iter(after(own, [w.text or "" for w in flat], [w.finished for w in flat]))
         return [[Wrote(w.finished, next(cut), w.text, w.score) for w in row] for row in found]
 
-    def _served(self, folder: Path | None, prompts: list[str]) -> list[list[Wrote]]:
-        """Answers of a teacher that gives texts."""
+    def _served(self, folder: Path | None, prompts: list[str], tags: list[str | None]) -> list[list[Wrote]]:
+        """Answers of a teacher that gives texts; of several, each prompt's tag tells which."""
         number = self.beams if self.interpolation else 1
         warm = self.temperature if self.temperature is not None else float(number > 1)
-        different = list(dict.fromkeys(prompts))
-        with contextlib.ExitStack() as stack:
-            writer = self.writer
-            teacher = stack.enter_context(_made(writer, folder)) if isinstance(writer, Mapping) else writer
-            assert isinstance(teacher, TextTeacher)
-            settings: dict[str, Any] = {"max_tokens": self.decoding.max_new_tokens, "temperature": warm, "n": number}
-            answers = teacher.generate(different, **settings)
-        found = {
-            prompt: [Wrote(answer.finish_reason != "length", text=answer.text) for answer in row]
-            for prompt, row in zip(different, answers, strict=True)
-        }
-        return [found[prompt] for prompt in prompts]
+        settings: dict[str, Any] = {"max_tokens": self.decoding.max_new_tokens, "temperature": warm, "n": number}
+        with author_of_texts(self.writer, folder) as teacher:
+            answers = told(teacher, prompts, tags, **settings)
+        return [[Wrote(answer.finish_reason != "length", text=answer.text) for answer in row] for row in answers]
 
     def _chosen(
         self, split: LanguageSplit, sides: list[tuple[Ids, Ids]], wrote: list[list[Wrote]], facts: dict[str, Any]
@@ -263,17 +253,3 @@ class SeqKD(Scheme):
 def _open(ids: Ids, end: Ids) -> Ids:
     """Tokens without the marks of an end."""
     return ids[: -len(end)] if end and ids[-len(end) :] == tuple(end) else ids
-
-
-def _made(options: Mapping[str, Any], folder: Path | None) -> ServedTeacher:
-    if "record" not in options and folder is None:
-        raise ConfigError(
-            "what is paid for has to be kept somewhere",
-            where="scheme.writer.record",
-            found="none, and the run has no folder",
-            remedy="give out=..., or a folder for the record",
-        )
-    try:
-        return ServedTeacher(**{"record": folder / _FOLDER if folder is not None else "", **options})
-    except TypeError as error:
-        raise ConfigError("no such option of a served teacher", where="scheme.writer", found=str(error)) from error

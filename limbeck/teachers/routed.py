@@ -75,12 +75,14 @@ class RoutedTeacher:
             )
         self.teachers, self.default = dict(teachers), default
 
-    def generate(self, prompts: Sequence[Prompt], tags: Sequence[str | None], **settings: Any) -> list[list[Answer]]:
+    def generate(
+        self, prompts: Sequence[Prompt], tags: Sequence[str | None] | None = None, **settings: Any
+    ) -> list[list[Answer]]:
         """Answers to each prompt, in the prompts' order.
 
         Args:
             prompts: As the teachers take them.
-            tags: One for each prompt.
+            tags: One for each prompt; ``None``: none has one, so that the default answers all of them.
             settings: Handed to every teacher: ``max_tokens`` and more.
 
         Raises:
@@ -93,10 +95,10 @@ class RoutedTeacher:
         return answers
 
     def each(
-        self, prompts: Sequence[Prompt], tags: Sequence[str | None], **settings: Any
+        self, prompts: Sequence[Prompt], tags: Sequence[str | None] | None = None, **settings: Any
     ) -> Iterator[tuple[int, list[Answer]]]:
         """As :meth:`generate`, but yields (place, answers) of each prompt as they come."""
-        routes = self._routes(prompts, tags)
+        routes = self._routes(prompts, [None] * len(prompts) if tags is None else tags)
         return self._run({tag: (rows, [prompts[row] for row in rows]) for tag, rows in routes.items()}, settings)
 
     def stop(self) -> None:

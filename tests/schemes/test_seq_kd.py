@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from limbeck.recipes.run import run
 from limbeck.recipes.schema import Recipe
 from limbeck.schemes import Cast, Offline, SeqKD, Training, perform
 from limbeck.teachers.answers import Answer
+from limbeck.teachers.routed import RoutedTeacher
 from tests.schemes.tiny import cast, llama, pairs, records, weights
 from tests.teachers.conftest import Loopback, loopback  # noqa: F401  a fixture
 
@@ -266,6 +268,35 @@ def test_a_served_teacher(loopback: Callable[..., Loopback], tmp_path: Path) -> 
     again = run(served, tmp_path / "run", resume=True, quiet=True)  # the server is gone, what it said is not
     assert again["perplexity"] == first["perplexity"]
     server.start()
+
+
+def test_each_prompt_is_put_to_the_teacher_of_its_tag() -> None:
+    data = [{"prompt": f"q{i % 4}", "completion": " a", "tag": "even" if i % 2 else "odd"} for i in range(12)]
+    both = {tag: Fixed(lambda p, tag=tag: [f" {tag} {p}"]) for tag in ("even", "odd")}
+    scene = cast(
+        CrossEntropy(), data=load_source(data, tokenizer="bytes", validation=0).train, teacher=None, batch_size=2
+    )
+    _, loader = training(scene, writer=RoutedTeacher(both))
+    assert dict(texts_of(loader)) == {f"q{i}": f" {'even' if i % 2 else 'odd'} q{i}" for i in range(4)}
+    assert sorted(both["even"].asked) == ["q1", "q3"]
+    with pytest.raises(DataError, match="no teacher has this tag"):
+        training(scene, writer=RoutedTeacher({"even": both["even"]}))
+    _, loader = training(scene, writer=RoutedTeacher({"even": both["even"]}, default="even"))
+    assert dict(texts_of(loader))["q0"] == " even q0"
+    with pytest.raises(ConfigError, match="scheme.writer.teachers.even"):
+        training(cast(CrossEntropy(), teacher=None), writer={"teachers": {"even": {"model": "x"}}})
+
+
+def test_several_served_teachers(loopback: Callable[..., Loopback], tmp_path: Path) -> None:  # noqa: F811
+    server = loopback()
+    data = [{"prompt": f"q{i}", "completion": " a", "tag": "even" if i % 2 else "odd"} for i in range(8)]
+    scene = cast(
+        CrossEntropy(), data=load_source(data, tokenizer="bytes", validation=0).train, teacher=None, batch_size=2
+    )
+    options = {"base_url": server.url, "model": "tiny", "key_env": None}
+    training(replace(scene, folder=tmp_path), writer={"teachers": {"even": options}, "default": "even"})
+    assert len(server.asked()) == 8
+    assert (tmp_path / "written" / "even").is_dir()
 
 
 def test_in_python(tmp_path: Path) -> None:
