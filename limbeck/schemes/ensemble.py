@@ -8,6 +8,7 @@ from typing import Any
 import torch  # noqa: F401  for the example
 from torch import nn  # noqa: F401
 
+from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, did_you_mean
 from limbeck.engine.stage import Stage
@@ -15,7 +16,25 @@ from limbeck.schemes.scheme import Cast, Scheme, Training, register
 from limbeck.teachers.ensemble import By, Ensemble, Of, check_voice
 
 
-@register("ensemble")
+@register(
+    Card(
+        key="ensemble",
+        name="Ensemble",
+        title="Distilling the Knowledge in a Neural Network",
+        year=2015,
+        arxiv="1503.02531",
+        knowledge="scheme",
+        equation=r"p = \sum_k w_k\, \mathrm{softmax}(z_k / T)",
+        use="Where several models of one task are there: the student learns from what they say together. Works with any "
+        "loss.",
+        defaults={"of": "probabilities, the paper's arithmetic mean; logits for its geometric one", "weights": "alike"},
+        evidence="formula",
+        evidence_note="means and weights against the definition; one teacher equals plain distillation",
+        choices=("the features of an ensemble are its first teacher's",),
+        tasks=("several teachers",),
+        cost="Every teacher answers each batch.",
+    )
+)
 class FromEnsemble(Scheme):
     r"""One stage with all teachers as one: the recipe's loss, whatever it is, hears the mean of what they say.
 
