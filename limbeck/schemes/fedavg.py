@@ -12,7 +12,7 @@ from limbeck.core.catalogue import Card
 from limbeck.core.objective import Terms
 from limbeck.engine.stage import Stage
 from limbeck.schemes.federated.clients import Where, Work
-from limbeck.schemes.federated.local import Round, learn, seeded
+from limbeck.schemes.federated.local import Round, check_lengths, learn, seeded
 from limbeck.schemes.federated.owners import Owners, of_labels, split_among
 from limbeck.schemes.federated.rounds import Federation, Plan, one_step_a_round, server_config
 from limbeck.schemes.federated.wire import Tensors, below, under
@@ -112,6 +112,7 @@ class FedAvg(Scheme):
         timeout: float | None = None,
     ) -> None:
         self.plan = Plan(count, clients, fraction, timeout)
+        check_lengths(1, epochs=epochs)
         self.alpha, self.epochs, self.public, self.least = alpha, epochs, public, least
 
     def trainings(self, cast: Cast) -> Iterator[Training]:

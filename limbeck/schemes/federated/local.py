@@ -63,6 +63,17 @@ def rate(config: TrainConfig, done: int, total: int) -> float:
     return max(float(optimizer.param_groups[0]["lr"]), 1e-12)  # a rate of nothing is no rate
 
 
+def check_lengths(least: int, **lengths: int | None) -> None:
+    """Refuse numbers of epochs and samples that are none.
+
+    Raises:
+        ConfigError: One is lower than ``least``.
+    """
+    for name, value in lengths.items():
+        if value is not None and value < least:
+            raise ConfigError("out of range", where=f"scheme.{name}", found=value, wanted=f"{least} or more")
+
+
 def check_config(config: TrainConfig) -> None:
     """Refuse settings that a round does not know.
 
@@ -111,6 +122,8 @@ def learn(
         teacher: From whom.
         logits: Where logits stand in the model's output.
     """
+    if not epochs:
+        return model
     first = place.number * epochs if first is None else first
     accelerator = make_accelerator(place.config)
     distiller = Distiller(model, copy.deepcopy(terms), teacher, logits=logits).to(accelerator.device)
