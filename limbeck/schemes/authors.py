@@ -138,14 +138,15 @@ def author_of_texts(writer: Any, folder: Path | None, where: str = "scheme.write
             return
         for option in writer.keys() - {"teachers", "default"}:
             raise ConfigError("no such option of several teachers", where=f"{where}.{option}", wanted="default")
-        made = {}
+        made = dict[str, Any]()
         for tag, options in several.items():
             place = None if kept is None else kept / quote(str(tag), safe="")
             made[tag] = stack.enter_context(_served(options, place, f"{where}.teachers.{tag}"))
         yield RoutedTeacher(made, writer.get("default"))
 
 
-def _served(options: Any, folder: Path | None, where: str) -> ServedTeacher:
+def _served(options: Any, folder: Path | None, where: str) -> Any:
+    """A served teacher, made of its arguments."""
     if not isinstance(options, Mapping):
         raise ConfigError("these make no served teacher", where=where, found=type(options).__name__, wanted="arguments")
     if "record" not in options and folder is None:
