@@ -25,11 +25,10 @@ from limbeck.teachers.ensemble import By, Ensemble, Of, check_voice
         arxiv="1503.02531",
         knowledge="scheme",
         equation=r"p = \sum_k w_k\, \mathrm{softmax}(z_k / T)",
-        use="Where several models of one task are there: the student learns from what they say together. Works with any "
-        "loss.",
+        use="Where several models of one task are there: the student learns from what they say together, by any loss.",
         defaults={"of": "probabilities, the paper's arithmetic mean; logits for its geometric one", "weights": "alike"},
         evidence="formula",
-        evidence_note="means and weights against the definition; one teacher equals plain distillation",
+        evidence_note="means and weights against the definition",
         choices=("the features of an ensemble are its first teacher's",),
         tasks=("several teachers",),
         cost="Every teacher answers each batch.",
