@@ -329,7 +329,8 @@ class _Check:
             return False
         from limbeck import schemes
 
-        return getattr(schemes.schemes().get(scheme.name), "own_teacher", False)
+        found = schemes.schemes().get(scheme.name)
+        return found is not None and found.own_teacher != "no"
 
     def suits(self, key: Key, card: Card) -> None:
         """Whether a loss on the labels is one for labels such as these."""

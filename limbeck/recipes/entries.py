@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from limbeck.core import catalogue
 from limbeck.core.catalogue import check_options
 from limbeck.core.errors import ConfigError, did_you_mean
@@ -15,8 +17,8 @@ from limbeck.core.teacher import teacher_inputs
 from limbeck.models.describe import flops
 from limbeck.recipes.build import Sizes, fewer, model_of, source_of, teacher_sizes, train_loader
 from limbeck.recipes.document import parse_value
-from limbeck.recipes.schema import Named, Recipe, Term, usual_head, usual_terms
-from limbeck.schemes.scheme import carded, options
+from limbeck.recipes.schema import Named, Recipe, Term, Weighted, usual_head, usual_terms
+from limbeck.schemes.scheme import carded, options, schemes
 
 #: Controls by name: what people call them, the method whose usual loss they train with, and what they hold against one.
 CONTROLS: dict[str, tuple[str, str, str]] = {
@@ -112,6 +114,8 @@ class Entry:
             ready = spec.model.startswith(("hf:", "timm:", "torchvision:")) or Path(spec.model).is_dir()
             random = {"untrained": True, "weights": None, "train": None, "cache": None, "seed": seed}
             changes["teacher"] = spec.model_copy(update={**random, "pretrained": False if ready else None})
+        if self.scheme != "offline" and schemes()[self.scheme].own_teacher == "only":
+            changes |= {"teacher": None, "teachers": {}}
         if self.steps is not None:
             changes["train"] = base.train.model_copy(update={"epochs": None, "steps": self.steps})
         return base.model_copy(update=changes)
@@ -142,7 +146,14 @@ def split_methods(text: str) -> list[str]:
 
 def _pieces(text: str) -> list[str]:
     """Split at commas that stand in no brackets."""
-    return [piece.strip() for piece in re.findall(r"(?:\[[^]]*\]|\{[^}]*\}|[^,])+", text) if piece.strip()]
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def controls_for(task: str) -> dict[str, tuple[str, str, str]]:
@@ -158,7 +169,9 @@ def controls_for(task: str) -> dict[str, tuple[str, str, str]]:
 
 
 def method(text: str, task: str = "classification") -> Entry:
-    """A method or a scheme as it is written: its key, and its options behind a colon; a method may follow a scheme.
+    """A method or a scheme as it is written: its key, and its options behind a colon; a loss may follow a scheme.
+
+    The loss is a method, for its usual one, or all of its terms as a recipe has them, in braces.
 
     Args:
         text: Such as ``"kd:temperature=2"``, ``"mutual:peers=2"`` or ``"mutual/dkd"``.
@@ -171,6 +184,8 @@ def method(text: str, task: str = "classification") -> Entry:
     {'temperature': 2}
     >>> method("mutual/dkd").scheme, [*method("mutual/dkd").loss]
     ('mutual', ['cross_entropy', 'dkd'])
+    >>> method("funmatch/{kd: {temperature: 2}}").loss["kd"].options
+    {'temperature': 2}
     """
     first, slash, second = (part.strip() for part in text.partition("/"))
     key, _, rest = first.partition(":")
@@ -184,6 +199,9 @@ def method(text: str, task: str = "classification") -> Entry:
     name = card.name if not rest else f"{card.name} ({rest})"
     if not slash:
         return Entry(text.strip(), name, "method", key, {}, key, given)
+    if second.startswith("{"):
+        loss = _whole_loss(second)
+        return Entry(text.strip(), f"{name}, {second}", "method", key, loss, key, given, usual_head(loss))
     by = method(second, task)
     if by.scheme != "offline":
         raise ConfigError("this one has a scheme of its own", where="methods", found=second, wanted="a plain method")
@@ -201,6 +219,19 @@ def _method(key: str, rest: str, text: str, task: str) -> Entry:
     role = "control" if card.knowledge == "control" else "method"
     name = card.name if not rest else f"{card.name} ({rest})"
     return Entry(text.strip(), name, role, key, loss, card.scheme, {}, usual_head(loss))
+
+
+def _whole_loss(text: str) -> dict[str, Term]:
+    value = parse_value(text, "methods")
+    if not isinstance(value, dict) or not value:
+        raise ConfigError("a loss has terms", where="methods", found=text, wanted="such as {kd: {temperature: 1}}")
+    for name, term in value.items():
+        catalogue.get((isinstance(term, dict) and term.get("method")) or str(name), "methods")
+    try:
+        return {str(name): TypeAdapter(Weighted).validate_python(term) for name, term in value.items()}
+    except ValidationError as wrong:
+        reason = wrong.errors()[0]["msg"]
+        raise ConfigError(f"no such loss: {reason}", where="methods", found=text) from wrong
 
 
 def _options(rest: str, text: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class BornAgain(Scheme):
     ['generation-0', 'generation-1', '']
     """
 
-    own_teacher = True  # where the recipe has none
+    own_teacher = "may"
 
     def __init__(self, generations: int = 2) -> None:
         if generations < 1:

@@ -82,7 +82,7 @@ class KernelSelfDistill(Scheme):
     ['step-1', 'step-2', '']
     """
 
-    own_teacher = True  # where the recipe has none
+    own_teacher = "may"
 
     def __init__(self, steps: int = 5, weight: float | Literal["estimate"] = "estimate") -> None:
         if steps < 2:

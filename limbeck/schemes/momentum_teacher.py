@@ -75,7 +75,7 @@ class MomentumTeacher(Scheme):
     {'cross_entropy': 0.6, 'kd': 0.4}
     """
 
-    own_teacher = True
+    own_teacher = "only"
 
     def __init__(
         self, decay: float = 0.995, end: float | None = None, mix: float | None = 0.4, ramp: float | None = None

@@ -70,7 +70,7 @@ class PSKD(Scheme):
     0.8
     """
 
-    own_teacher = True
+    own_teacher = "only"
 
     def __init__(self, alpha: float = 0.8, past: Literal["predictions", "model"] = "predictions") -> None:
         check_inside(alpha, "scheme.alpha", closed=True)

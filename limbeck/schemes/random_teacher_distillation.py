@@ -104,7 +104,7 @@ class RandomTeacherDistillation(Scheme):
     0.001
     """
 
-    own_teacher = True
+    own_teacher = "may"
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 from torch import nn
@@ -133,6 +133,8 @@ class Scheme(ABC):
     """Who learns from whom, and when. Its options are its constructor's."""
 
     card: Card | None = None
+    #: It makes its teacher itself: where the recipe has none (``"may"``), or always, and refuses another (``"only"``).
+    own_teacher: Literal["no", "may", "only"] = "no"
 
     @abstractmethod
     def trainings(self, cast: Cast) -> Iterator[Training]:
