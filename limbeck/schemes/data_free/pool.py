@@ -53,12 +53,16 @@ class Pool(nn.Module):
     def add(self, inputs: Tensor) -> None:
         """Keep some more."""
         inputs = inputs.detach()[-len(self.kept) :]
+        places = (self.added + torch.arange(len(inputs), device=self.kept.device)) % len(self.kept)
+        self.kept[places] = self.packed(inputs)
+        self.added += len(inputs)
+
+    def packed(self, inputs: Tensor) -> Tensor:
+        """Inputs as they are kept."""
         if self.normalise is not None:
             mean, deviation = (_statistic(v, inputs) for v in (self.normalise.mean, self.normalise.std))
             inputs = ((inputs * deviation + mean) * 255).round().clamp(0, 255)
-        places = (self.added + torch.arange(len(inputs), device=self.kept.device)) % len(self.kept)
-        self.kept[places] = inputs.to(self.kept.dtype)
-        self.added += len(inputs)
+        return inputs.to(self.kept.dtype)
 
     def draw(self, number: int) -> Tensor:
         """Some of them by chance, with replacement, normalised."""

@@ -57,10 +57,10 @@ class Reselecting(Loader):
 
     >>> from limbeck.data.resident import ResidentLoader
     >>> pool = ResidentLoader(torch.zeros(8, 3), batch_size=2)
-    >>> rows = torch.tensor([1, 5, 6])
+    >>> rows = torch.tensor([1, 3, 5, 6])
     >>> loader = Reselecting(pool, lambda: rows, lambda: rows)
     >>> torch.cat([batch.index for batch in loader.batches()]).sort().values
-    tensor([1, 5, 6])
+    tensor([1, 3, 5, 6])
     """
 
     def __init__(self, pool: IndexedLoader, choose: Callable[[], Tensor], chosen: Callable[[], Tensor]) -> None:
