@@ -98,20 +98,24 @@ def asked(tokens: Tokens, prompt: Prompt, chat: bool = False) -> Ids:
 
     Args:
         tokens: Of the model.
-        prompt: A text, or messages.
+        prompt: A text, or messages; with the last, if it is the assistant's, the answer is begun.
         chat: A text is put as a user's message, in the chat template.
 
     >>> from limbeck.data.language import ByteTokens
     >>> tokens = ByteTokens()
     >>> tokens.decode(asked(tokens, "Hi", chat=True)), tokens.decode(asked(tokens, "Hi"))
     ('user: Hiassistant: ', 'Hi')
+    >>> tokens.decode(asked(tokens, [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh,"}]))
+    'user: Hiassistant: Oh,'
     """
     if isinstance(prompt, str) and not chat:
         return marked(tokens, prompt)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    begun = str(messages.pop()["content"]) if messages and messages[-1]["role"] == ASSISTANT else ""
     whole = Record(messages=(*messages, {"role": ASSISTANT, "content": "."}), first=len(messages))
     corpus = encode([whole], tokens)
-    return tuple(corpus.ids[~corpus.learned.cummax(dim=0).values].tolist())
+    ids = corpus.ids[~corpus.learned.cummax(dim=0).values].tolist()
+    return (*ids, *(tokens.continued([begun])[0][0].tolist() if begun else ()))
 
 
 @contextlib.contextmanager
