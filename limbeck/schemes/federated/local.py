@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -109,6 +109,7 @@ def learn(
     first: int | None = None,
     teacher: Teacher | None = None,
     logits: str | None = None,
+    build: Callable[..., Distiller] = Distiller,
 ) -> nn.Module:
     """Train a model for some epochs, with an optimizer that begins anew.
 
@@ -121,12 +122,13 @@ def learn(
         first: The number of the first of them, which tells order and views; default: those of earlier rounds go before.
         teacher: From whom.
         logits: Where logits stand in the model's output.
+        build: Makes the distiller, called as :class:`~limbeck.core.distiller.Distiller` is.
     """
     if not epochs:
         return model
     first = place.number * epochs if first is None else first
     accelerator = make_accelerator(place.config)
-    distiller = Distiller(model, copy.deepcopy(terms), teacher, logits=logits).to(accelerator.device)
+    distiller = build(model, copy.deepcopy(terms), teacher, logits=logits).to(accelerator.device)
     example = next(loader.epoch(first))[0].to(accelerator.device)
     steps = epochs * loader.steps_per_epoch
     try:
