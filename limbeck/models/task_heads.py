@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limbeck.core.errors import ModelError
-from limbeck.models.heads.plan import set_module
+from limbeck.models.last_layer import with_last
 
 BARRED = -1e4  # the logit of a class that a task does not have: its probability is 0 in every precision
 
@@ -74,14 +74,6 @@ def several_tasks(
     >>> several_tasks("mlp_8", [10, 2], in_features=6)(torch.zeros(3, 6)).shape
     torch.Size([3, 2, 10])
     """
-    from limbeck.models.load import load_model
-
     sizes = {"in_channels": in_channels, "image_size": image_size, "in_features": in_features, "vocabulary": vocabulary}
-    model = load_model(body, num_classes=max(tasks, default=2), **sizes, **options)  # type: ignore[arg-type]
-    names = [name for name, module in model.named_modules() if name and isinstance(module, nn.Linear)]
-    if not names:
-        raise ModelError("no linear layer that heads could replace", where="body", found=body)
-    last = model.get_submodule(names[-1])
-    assert isinstance(last, nn.Linear)
-    set_module(model, names[-1], TaskHeads(last.in_features, tasks, dropout))
-    return model
+    classes = max(tasks, default=2)
+    return with_last(body, lambda width: TaskHeads(width, tasks, dropout), num_classes=classes, **sizes, **options)
