@@ -69,8 +69,8 @@ class LanguageLoader(IndexedLoader):
             augment=augment or Augment(seed=seed),
             device=device,
             seed=seed,
-            classes=None,
-            class_names=None,
+            classes=split.class_count,
+            class_names=split.classes,
             views=views,
             per_read=per_read,
         )
