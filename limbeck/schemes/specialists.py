@@ -95,13 +95,15 @@ class Crew(nn.Module):
         """Size masks and router from an example, once."""
         if self.at:
             return
+        masks, at = nn.ModuleList(), []  # all or none: one that cannot be masked leaves nothing half built
         for number, model in enumerate(self.models):
             for place in maskable(model, self.view(batch, number), self.layers, self.names[number]):
                 shape = place.shape or ()
                 maps = len(shape) == 4
                 width = shape[1] if maps else shape[-1]
-                self.masks.append(MaskNet(width, maps=maps, heads=self.heads, shrink=self.shrink))
-                self.at.append((number, place.name))
+                masks.append(MaskNet(width, maps=maps, heads=self.heads, shrink=self.shrink))
+                at.append((number, place.name))
+        self.masks, self.at = masks, at
         self.router = nn.Sequential(nn.Linear(classes, 2 * classes), nn.Linear(2 * classes, len(self.at)))
 
     def view(self, batch: Batch, number: int) -> Any:

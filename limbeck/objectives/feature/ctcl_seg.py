@@ -91,6 +91,7 @@ def ctcl_seg_loss(
             "low": "0.1, as high; 1 for pixel: the text at hand gives no numbers",
             "regions": "4 by 4; temperature 1: no numbers are given",
             "low_tap": "the first stage; high_tap the last",
+            "teacher_low_tap": "as low_tap",
         },
         evidence="reading",
         evidence_note="against loops over samples, regions and pixels from the definition",
