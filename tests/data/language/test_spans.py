@@ -67,7 +67,7 @@ def test_the_first_token_of_a_word_has_its_tag(bpe: LibraryTokens) -> None:
     assert [labels[place] for place in tagged] == [1, 2, 2, 1]
     assert bpe.decode(ids[tagged[0] : labels.index(0, tagged[2])]).strip() == "severe liver failure"
     again = split.subset(torch.tensor([2, 0]))
-    assert torch.equal(again.rows.batch(torch.tensor([1])).labels[0], batch.labels[0])
+    assert torch.equal(again.rows.batch(torch.tensor([1])).require("labels")[0], batch.labels[0])
     assert [one.anchor for one, _ in again.made] == ["ibuprofen", "Aspirin"]
 
 
