@@ -81,6 +81,9 @@ def compare(
     ``same_budget``     cross entropy for as many operations as distillation costs, teacher included: is it worth them?
     ==================  ================================================================================================
 
+    Where they are named, on data of one class a sample: ``kd_pt``, ``kd_sim`` and ``kd_topk``, KD from how sure the
+    teacher is of a sample, from how alike classes are to it, and from its first guesses: which part of what it knows?
+
     On multi-label data (the task of ``data.source``) figures are compared by mean average precision in the place of
     accuracy, cross entropy is binary, and KD is MLD, tuned by its weight; such data get the same beside each method.
     Language models are compared by perplexity, of which less is better: there a gain is a difference below zero.

@@ -44,8 +44,14 @@ MULTILABEL_CONTROLS: dict[str, tuple[str, str, str]] = {
         "binary cross entropy for as many operations as distillation takes",
     ),
 }
+#: Controls that run where they are named alone: KD from a teacher that knows a part of what the recipe's does.
+PARTIAL_CONTROLS: dict[str, tuple[str, str, str]] = {
+    "kd_pt": ("KD-pt", "understanding_kd:part=pt", "KD from how sure the teacher is of each sample"),
+    "kd_sim": ("KD-sim", "understanding_kd:part=sim", "KD from how alike classes are to the teacher"),
+    "kd_topk": ("KD-topk", "understanding_kd:part=topk", "KD from the teacher's first guesses"),
+}
 _BY_TASK = {"classification": CONTROLS, "multilabel": MULTILABEL_CONTROLS, "language": CONTROLS}
-_NEEDS_TEACHER = ("random_teacher", "tuned_kd", "same_budget")
+_NEEDS_TEACHER = ("random_teacher", "tuned_kd", "same_budget", *PARTIAL_CONTROLS)
 TEMPERATURES = (1, 2, 4, 8)  # that tuned_kd tries
 WEIGHTS = (0.25, 1, 4, 16)  # that it tries of MLD, which has no temperature
 _VARIANTS = {
@@ -249,7 +255,7 @@ def _options(rest: str, text: str) -> dict[str, Any]:
 
 def control(name: str, task: str = "classification") -> Entry:
     """A control by its name, for data of a task."""
-    known = controls_for(task)
+    known = {**controls_for(task), **(PARTIAL_CONTROLS if task == "classification" else {})}
     if name not in known:
         raise ConfigError(
             "no such control",
