@@ -10,11 +10,10 @@ from torch import nn
 
 from limbeck.core.catalogue import Card
 from limbeck.core.objective import Terms
-from limbeck.engine.stage import Stage
 from limbeck.schemes.federated.clients import Where, Work
 from limbeck.schemes.federated.local import Round, check_lengths, learn, seeded
 from limbeck.schemes.federated.owners import Owners, of_labels, split_among
-from limbeck.schemes.federated.rounds import Federation, Plan, one_step_a_round, server_config
+from limbeck.schemes.federated.rounds import Federation, Plan, training_of
 from limbeck.schemes.federated.wire import Tensors, below, under
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
@@ -116,12 +115,16 @@ class FedAvg(Scheme):
         self.alpha, self.epochs, self.public, self.least = alpha, epochs, public, least
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
+        yield training_of("fedavg", cast, lambda: self.server(cast))
+
+    def server(self, cast: Cast) -> AveragingServer:
+        """The server, with its clients and what they own."""
+        loss = of_labels(cast)
         owners = split_among(cast, "fedavg", self.plan.count, self.alpha, self.least, self.public)
-        work = Averaging(cast.student, of_labels(cast), owners, self.epochs, cast.logits)
+        work = Averaging(cast.student, loss, owners, self.epochs, cast.logits)
         server = AveragingServer(cast, work, self.plan, {"epochs": self.epochs, **owners.facts})
         server.owners = owners
-        assert cast.train is not None
-        yield Training([Stage("fedavg", server, server_config(cast.config))], train=one_step_a_round(cast.train))
+        return server
 
 
 class Averaging(Work):

@@ -13,13 +13,12 @@ from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import DataError
 from limbeck.core.reduction import check_inside, check_positive
-from limbeck.engine.stage import Stage
 from limbeck.schemes.fedavg import averaged
 from limbeck.schemes.federated.clients import Where
 from limbeck.schemes.federated.distilling import Pull, Start, Virtual, VirtualWork, noise
 from limbeck.schemes.federated.local import Round, check_lengths, seeded
-from limbeck.schemes.federated.owners import Owners, split_among
-from limbeck.schemes.federated.rounds import Federation, Plan, one_step_a_round, server_config
+from limbeck.schemes.federated.owners import Owners, of_labels, split_among
+from limbeck.schemes.federated.rounds import Federation, Plan, training_of
 from limbeck.schemes.federated.virtual import KINDS, check_kinds, gradient_loss
 from limbeck.schemes.federated.wire import Tensors, below, under
 from limbeck.schemes.looking import whole_batches
@@ -160,14 +159,17 @@ class FedLGD(Scheme):
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
         whole_batches(cast.config.accumulate, "fedlgd", "compares the images of a batch with one another")
+        yield training_of("fedlgd", cast, lambda: self.server(cast))
+
+    def server(self, cast: Cast) -> VirtualServer:
+        """The server, with its clients and what they own."""
+        of_labels(cast)
         owners = split_among(cast, "fedlgd", self.plan.count, self.alpha, self.least, self.public)
         inputs = owners.loaders[0].example(1).inputs
         if not isinstance(inputs, Tensor) or inputs.ndim != 4 or owners.loaders[0].classes is None:
             found = list(inputs.shape[1:]) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise DataError("virtual images are made of images with classes", where="data.source", found=found)
-        server = VirtualServer(cast, owners, self)
-        assert cast.train is not None
-        yield Training([Stage("fedlgd", server, server_config(cast.config))], train=one_step_a_round(cast.train))
+        return VirtualServer(cast, owners, self)
 
 
 class VirtualServer(Federation):

@@ -10,11 +10,11 @@ from torch import Tensor, nn  # noqa: F401  for the example
 
 from limbeck.core.catalogue import Card
 from limbeck.core.objective import Terms  # noqa: F401  for the example
-from limbeck.engine.stage import Stage
+from limbeck.core.reduction import check_inside
 from limbeck.schemes.federated.clients import Where
 from limbeck.schemes.federated.local import check_lengths
 from limbeck.schemes.federated.owners import of_labels, split_among
-from limbeck.schemes.federated.rounds import Plan, one_step_a_round, server_config
+from limbeck.schemes.federated.rounds import Plan, training_of
 from limbeck.schemes.federated.scores import ScoreServer, Scoring, digest_by, models_of
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
@@ -106,6 +106,7 @@ class FedMD(Scheme):
         timeout: float | None = None,
     ) -> None:
         self.plan = Plan(count, clients, fraction, timeout)
+        check_inside(public, "scheme.public")
         self.alpha, self.public, self.least, self.models = alpha, public, least, list(models)
         self.digest = digest_by(digest, options)
         self.told = {"digest": digest, "options": dict(options), "models": self.models}
@@ -115,12 +116,14 @@ class FedMD(Scheme):
         self.lengths: dict[str, Any] = {**lengths, "each": each}
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
+        yield training_of("fedmd", cast, lambda: self.server(cast))
+
+    def server(self, cast: Cast) -> ConsensusServer:
+        """The server, with its clients and what they own."""
+        models, loss = models_of(cast, self.plan.count, self.models), of_labels(cast)
         owners = split_among(cast, "fedmd", self.plan.count, self.alpha, self.least, self.public)
-        models = models_of(cast, self.plan.count, self.models)
-        work = Scoring(models, of_labels(cast), self.digest, owners, self.lengths, cast.logits)
-        server = ConsensusServer(cast, work, self.plan, {**self.lengths, **self.told, **owners.facts}, 1)
-        assert cast.train is not None
-        yield Training([Stage("fedmd", server, server_config(cast.config))], train=one_step_a_round(cast.train))
+        work = Scoring(models, loss, self.digest, owners, self.lengths, cast.logits)
+        return ConsensusServer(cast, work, self.plan, {**self.lengths, **self.told, **owners.facts}, 1)
 
 
 class ConsensusServer(ScoreServer):

@@ -11,12 +11,11 @@ from torch import Tensor, nn  # noqa: F401  for the example
 from limbeck.core.catalogue import Card
 from limbeck.core.objective import Terms  # noqa: F401  for the example
 from limbeck.core.reduction import check_inside, check_positive
-from limbeck.engine.stage import Stage
 from limbeck.objectives.response.kd import KD
 from limbeck.schemes.federated.clients import Where
 from limbeck.schemes.federated.local import check_lengths
 from limbeck.schemes.federated.owners import of_labels, split_among
-from limbeck.schemes.federated.rounds import Plan, one_step_a_round, server_config
+from limbeck.schemes.federated.rounds import Plan, training_of
 from limbeck.schemes.federated.scores import ScoreServer, Scoring, models_of
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
@@ -141,10 +140,11 @@ class KnFu(Scheme):
         timeout: float | None = None,
     ) -> None:
         self.plan = Plan(count, clients, fraction, timeout)
+        check_inside(public, "scheme.public")
         check_inside(beta, "scheme.beta", 0.0, 1e9, closed=True)
         check_positive(temperature, "scheme.temperature")
         self.alpha, self.public, self.least, self.models = alpha, public, least, list(models)
-        self.fusing = {"beta": beta, "distance": distance, "temperature": temperature, "models": self.models}
+        self.facts = {"beta": beta, "distance": distance, "temperature": temperature, "models": self.models}
         self.beta, self.distance, self.temperature = beta, distance, temperature
         lengths = {"epochs": epochs, "digest_epochs": digest_epochs, "start": 0, "start_public": 0}
         check_lengths(0, **lengths)
@@ -152,15 +152,18 @@ class KnFu(Scheme):
         self.lengths: dict[str, Any] = {**lengths, "each": each}
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
+        yield training_of("knfu", cast, lambda: self.server(cast))
+
+    def server(self, cast: Cast) -> FusingServer:
+        """The server, with its clients and what they own."""
+        models, loss = models_of(cast, self.plan.count, self.models), of_labels(cast)
         owners = split_among(cast, "knfu", self.plan.count, self.alpha, self.least, self.public)
-        models = models_of(cast, self.plan.count, self.models)
-        work = Predicting(models, of_labels(cast), KD(self.temperature), owners, self.lengths, cast.logits)
+        work = Predicting(models, loss, KD(self.temperature), owners, self.lengths, cast.logits)
         work.temperature = self.temperature
-        facts = {**self.lengths, **self.fusing, **owners.facts}
+        facts = {**self.lengths, **self.facts, **owners.facts}
         server = FusingServer(cast, work, self.plan, facts, self.plan.count)
         server.fusing = self
-        assert cast.train is not None
-        yield Training([Stage("knfu", server, server_config(cast.config))], train=one_step_a_round(cast.train))
+        return server
 
 
 class Predicting(Scoring):

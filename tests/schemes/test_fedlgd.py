@@ -283,6 +283,6 @@ def test_what_cannot_be_is_refused(options, said):
 
 def test_vectors_and_parts_of_batches_are_refused():
     with pytest.raises(DataError, match="virtual images are made of images"):
-        server_of(scene())
+        perform(build("fedlgd", **FEW), scene(), quiet=True)
     with pytest.raises(ConfigError, match=r"train\.accumulate"):
         server_of(images(accumulate=2))

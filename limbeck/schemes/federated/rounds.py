@@ -15,18 +15,20 @@ from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller, Losses
-from limbeck.core.errors import ConfigError, TrainingError
+from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.core.files import write_text
 from limbeck.core.hashing import draw_bits, key, key_tensor
 from limbeck.core.objective import DataInfo, Objective
 from limbeck.data.blank import BlankLoader
 from limbeck.data.loader import Loader
 from limbeck.engine.config import TrainConfig
+from limbeck.engine.stage import Stage
 from limbeck.schemes.federated.clients import Answers, Clients, Where, Work, clients_of
 from limbeck.schemes.federated.local import Round, check_config, seeded
+from limbeck.schemes.federated.split import indexed
 from limbeck.schemes.federated.wire import Tensors, pack, unpack
 from limbeck.schemes.looking import one_process
-from limbeck.schemes.scheme import Cast
+from limbeck.schemes.scheme import Cast, Training
 
 _WHO = 63  # keeps these draws apart from others
 RECORD = "rounds.jsonl"
@@ -229,7 +231,7 @@ def record(folder: Path) -> list[dict[str, Any]]:
 
 
 def server_config(config: TrainConfig) -> TrainConfig:
-    """Settings of the server's steps: SGD with rate 1 goes where the round ends.
+    """Settings of the server's steps: SGD with rate 1 goes where the round ends. An epoch is a step is a round.
 
     Raises:
         ConfigError: The section ``train`` says what a federation cannot do.
@@ -240,12 +242,31 @@ def server_config(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={**plain, **still, "accumulate": 1, "compile": "off", "log_every": 1})
 
 
-def one_step_a_round(train: Loader) -> Callable[[], Loader]:
-    """What the engine walks through: an epoch is a step is a round, and no sample is in it."""
+def training_of(name: str, cast: Cast, make: Callable[[], Federation]) -> Training:
+    """The one training of a federated scheme.
+
+    Data that cannot be split among the clients are told of when it begins: a recipe that is only checked shows a scheme
+    a few samples.
+
+    Args:
+        name: Of its stage.
+        cast: Student, settings and data.
+        make: Makes the server, by splitting the data.
+    """
+    config, train = server_config(cast.config), indexed(cast.train, name)
+    try:
+        server: Distiller = make()
+    except DataError as error:
+        problem, server = error, Distiller(cast.student, cast.loss, None, logits=cast.logits)
+
+        def refused() -> Loader:
+            raise problem
+
+        return Training([Stage(name, server, config)], train=refused)
 
     def blank() -> Loader:
-        found = BlankLoader(train, samples=train.batch_size or 1)
+        found = BlankLoader(train, samples=train.batch_size)
         found.samples = found.batch_size = 1
         return found
 
-    return blank
+    return Training([Stage(name, server, config)], train=blank)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.core import catalogue
 from limbeck.core.batch import Batch
-from limbeck.core.errors import ConfigError
+from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.hashing import draw_bits, key, key_tensor
 from limbeck.core.objective import Contract, Objective, Terms
 from limbeck.core.reduction import check_logits, reduce, widen
@@ -122,7 +122,7 @@ class Scoring(Work):
         logits: str | None,
     ) -> None:
         if owners.public is None or owners.public.only is None:
-            raise ConfigError("clients speak of public samples, and there are none", where="scheme.public", found=0)
+            raise DataError("clients speak of public samples, and there are none", where="scheme.public", found=0)
         self.models, self.loss, self.digest, self.owners = list(models), loss, Terms.of(digest), owners
         self.options, self.logits, self.public = options, logits, owners.public
         self.rows = owners.public.only

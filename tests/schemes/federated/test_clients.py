@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.core.errors import ConfigError, TrainingError
+from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.schemes import build, fedavg, perform
 from limbeck.schemes.federated import clients
 from limbeck.schemes.federated.rounds import record
@@ -133,3 +133,24 @@ def test_no_process_is_left_behind(tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused(options, said):
     with pytest.raises(ConfigError, match=said):
         build("fedavg", **options)
+
+
+@pytest.mark.parametrize("key", ["fedavg", "fedmd", "knfu", "fedlgd"])
+def test_a_recipe_is_checked_by_few_samples_and_only_a_run_splits_them(key, tmp_path):
+    from limbeck.recipes import check, load
+    from limbeck.recipes import run as run_recipe
+
+    few = [
+        "data.samples=30",
+        "data.batch_size=10",
+        "teacher=null",
+        "student={model: mlp_4}",
+        "loss=cross_entropy",
+        "train={steps: 1}",
+    ]
+    recipe = [*few, f"scheme={{{key}: {{count: 9}}}}"]
+    assert check("digits", recipe) == []
+    with pytest.raises(DataError, match=r"scheme\.count: there are not enough samples"):
+        run_recipe(load("digits", recipe), tmp_path / "run", quiet=True)
+    wrong = check("digits", [*few[:2], few[3], "loss=kd", "train={steps: 1}", f"scheme={{{key}: {{}}}}"])
+    assert wrong
