@@ -63,7 +63,8 @@ PREFIX = "I have an idea for a message:"
             "the authors keep in a file",
             "texts of the data keep their labels; those without one (-1) get their teacher's, as what was written does",
             "a text and the answer to it are one text (`pair`), since the tokenizer of tables has no pairs",
-            "of several classes the teacher's likeliest is the label",
+            "of several classes the teacher's likeliest is the label; F1 and AUPRC are those of "
+            "`limbeck.analysis.rare.assess_rare`",
         ),
         tasks=("classification",),
         cost="Training costs what its loss costs; before it a language model writes once.",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
+from limbeck.analysis.rare import assess_rare
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.objective import Terms
 from limbeck.core.teacher import FrozenTeacher
@@ -22,7 +22,7 @@ from limbeck.data.resident import ResidentLoader
 from limbeck.engine import TrainConfig
 from limbeck.functional import cross_entropy_loss, kd_loss
 from limbeck.objectives import KD, CrossEntropy
-from limbeck.schemes import Cast, perform
+from limbeck.schemes import Cast, Offline, perform
 from limbeck.schemes.authors import asked
 from limbeck.schemes.harmaug import HarmAug
 from limbeck.teachers.answers import Answer
@@ -140,8 +140,6 @@ def test_texts_are_answered() -> None:
 
 def test_nothing_written_and_no_balance_is_plain_training() -> None:
     first = perform(HarmAug(writer=Writer([""]), balance=False), scene(epochs=2), quiet=True).student
-    from limbeck.schemes import Offline
-
     second = perform(Offline(), scene(epochs=2), quiet=True).student
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -155,11 +153,7 @@ def test_written_texts_raise_the_precision_of_the_rare_class() -> None:
     for said in ([""], [f"{word} {HAM[i]} {HAM[-i]}" for i in range(3) for word in SPAM]):
         given = scene(replace(source, train=source.train.subset(few)))
         student = perform(HarmAug(writer=Writer(said), number=24), given, quiet=True).student
-        inputs = source.test.inputs
-        with torch.no_grad():
-            score = F.softmax(student(inputs["input_ids"], inputs["attention_mask"]), dim=1)[:, 1]
-        hits = source.test.labels[score.argsort(descending=True)].double()
-        found.append(float((hits.cumsum(0) / torch.arange(1, len(hits) + 1) * hits).sum() / hits.sum()))
+        found.append(assess_rare(student, build_loader(source.test, batch_size=64, train=False))["average_precision"])
     assert found[1] > found[0] + 0.05
 
 
