@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from limbeck.core.errors import ConfigError, DataError, TrainingError
+from limbeck.engine import TrainConfig
 from limbeck.schemes import build, fedavg, perform
 from limbeck.schemes.federated import clients
+from limbeck.schemes.federated.local import Round
 from limbeck.schemes.federated.rounds import record
+from limbeck.schemes.federated.wire import pack, unpack
 from tests.schemes.federated.scene import scene
 
 OPTIONS = {"count": 3, "alpha": 1.0, "epochs": 1, "least": 8}
@@ -75,26 +78,36 @@ def test_a_client_killed_in_a_round_is_lost_for_that_round_alone(tmp_path, monke
     assert same(survived, run(tmp_path / "without", "simulated"))
 
 
-def test_one_who_fails_or_is_late_is_lost_and_says_why(tmp_path, monkeypatch):
-    answer = fedavg.Averaging.answer
+class Quick(clients.Work):
+    """Clients that answer at once; one fails in the first round, one sleeps in the second."""
 
-    def trouble(self, number, kept, told, place):
+    hears = says = ("x",)
+
+    def answer(self, number, kept, told, place):
         if (number, place.number) == (0, 0):
             raise ValueError("no more disk")
         if (number, place.number) == (2, 1):
-            time.sleep(60)
-        return answer(self, number, kept, told, place)
+            time.sleep(600)
+        return {"rounds": kept["rounds"] + 1}, {"x": told["x"] * (number + 1)}
 
-    monkeypatch.setattr(fedavg.Averaging, "answer", trouble)
-    start = time.monotonic()
-    run(tmp_path / "run", "processes", timeout=2.0)
-    assert time.monotonic() - start < 30
-    lines = record(tmp_path / "run")
-    assert [one["lost"] for one in lines] == [
-        [{"client": 0, "why": "ValueError: no more disk"}],
-        [{"client": 2, "why": "no answer within 2 s"}],
-        [],
-    ]
+
+def test_one_who_fails_or_is_late_is_lost_and_says_why():
+    work, told = Quick(), {n: pack({"x": torch.ones(2)}) for n in range(3)}
+    kept = {n: {"rounds": torch.tensor(0)} for n in range(3)}
+    lost, answered = [], []
+    processes = clients.Processes(work, timeout=3.0)
+    try:
+        for number in range(3):
+            found = processes.ask(Round.of(number, 3, 0, TrainConfig()), kept, told)
+            kept |= found.kept
+            lost.append(found.lost)
+            answered.append({n: unpack(said)["x"].tolist() for n, said in found.said.items()})
+    finally:
+        processes.close()
+    assert lost == [{0: "ValueError: no more disk"}, {2: "no answer within 3 s"}, {}]
+    assert answered[2] == {0: [1.0, 1.0], 1: [2.0, 2.0], 2: [3.0, 3.0]}
+    assert [found.keys() for found in answered[:2]] == [{1, 2}, {0, 1}]
+    assert {n: int(one["rounds"]) for n, one in kept.items()} == {0: 2, 1: 3, 2: 2}  # a lost round leaves no trace
 
 
 def test_a_round_that_nobody_answers_ends_the_run(tmp_path, monkeypatch):
