@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from limbeck.core.catalogue import Card
-from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.files import write_json
 from limbeck.data.language.anchored import AnchoredSplit, Passage
@@ -18,6 +17,7 @@ from limbeck.engine.stage import Stage
 from limbeck.schemes.annotating import Asks
 from limbeck.schemes.authors import WRITTEN
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
+from limbeck.schemes.telling import Telling
 
 TEMPLATE = (
     "List every drug in the passage together with each adverse event that it is said to have caused, one pair a line, "
@@ -153,7 +153,8 @@ class ADELLMDistill(Scheme):
             )
         if any(passage.pairs is None for passage in loader.split.passages):
             self.teacher.check(cast)
-        distiller = Distiller(cast.student, cast.loss, None, logits=cast.logits)
+        facts = {"template": self.template, "shots": self.shots, "between": self.between}
+        distiller = Telling(cast, None, facts)
         stage = Stage("ade_llm_distill", distiller, cast.config)
         held: Any = None if cast.validation is None else cast.validation.split
         known = isinstance(held, AnchoredSplit) and any(passage.pairs is not None for passage in held.passages)

@@ -143,7 +143,7 @@ class DomainDistiller(Distiller):
         with dry(model):
             for own in rows:
                 pieces = [[(part, 0)] for part in own.split(loader.batch_size)]
-                sums = [torch.stack(_loss(model, batch.to(device), where)) for batch in loader.read(pieces)]
+                sums = [torch.stack(summed_loss(model, batch.to(device), where)) for batch in loader.read(pieces)]
                 loss, number = torch.stack(sums).sum(dim=0)
                 found.append((loss / number.clamp(min=1)).exp())
         return torch.stack(found).cpu()
@@ -183,7 +183,7 @@ def weighed(ratios: Tensor, weights: Tensor | None = None, alpha: float = 0.5) -
     return alpha * (weights.log() + ratios).softmax(dim=0) + (1 - alpha) / len(ratios)
 
 
-def _loss(model: torch.nn.Module, batch: Batch, where: str | None) -> tuple[Tensor, Tensor]:
+def summed_loss(model: torch.nn.Module, batch: Batch, where: str | None) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of the predictions that count, and how many they are."""
     scores, labels = logits_of(call_model(model, batch.inputs), where), batch.require("labels")
     counts = labels >= 0 if batch.mask is None else batch.mask & (labels >= 0)

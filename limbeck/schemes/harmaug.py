@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from limbeck.core.batch import map_tensors
 from limbeck.core.catalogue import Card
-from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.files import write_json
 from limbeck.core.survey import call_model, dry
@@ -28,6 +28,7 @@ from limbeck.models.generating import check_writes
 from limbeck.schemes.authors import WRITTEN, ModelAuthor, author_of_texts, check_author
 from limbeck.schemes.prefilled import GOES_ON, Prefilled, responses
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
+from limbeck.schemes.telling import Telling
 from limbeck.teachers.routed import TextTeacher
 
 ASK = "Write a single short message that a spam filter should catch."
@@ -148,7 +149,8 @@ class HarmAug(Scheme):
             check_writes(cast.player("generator"), "players.generator")
             if self.tokenizer is None:
                 raise ConfigError("who writes has a tokenizer", where="scheme.tokenizer", found="none")
-        distiller = Distiller(cast.student, cast.loss, teacher, logits=cast.logits)
+        facts = {"asks": dataclasses.asdict(self.asks), "respond": self.respond, "pair": self.pair}
+        distiller = Telling(cast, teacher, {**facts, "balance": self.balance})
         yield Training([Stage("harmaug", distiller, cast.config)], train=lambda: self._more(cast, loader, teacher))
 
     def _more(self, cast: Cast, loader: IndexedLoader, teacher: FrozenTeacher) -> Loader:

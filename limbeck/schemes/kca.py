@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from limbeck.core.catalogue import Card
-from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.files import write_json
 from limbeck.core.reduction import check_inside
 from limbeck.data.language.loader import LanguageLoader
-from limbeck.data.language.rewritten import Ids, after, parted, rewritten, text_of
+from limbeck.data.language.rewritten import Ids, after, parted, rewritten, text_of, unended
 from limbeck.data.loader import Loader
 from limbeck.engine.stage import Stage
 from limbeck.schemes.annotating import Asks
@@ -30,8 +29,8 @@ from limbeck.schemes.examining import (
     shots_of,
 )
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
-from limbeck.schemes.seq_kd import _open
 from limbeck.schemes.tailoring import filled
+from limbeck.schemes.telling import Telling
 from limbeck.schemes.writing import same_tokens, texts_of
 
 SORRY = "Sorry, I don't know the factual information required to answer this question."
@@ -145,14 +144,16 @@ class KCA(Scheme):
         loader = texts_of(cast.train, "kca")
         self.examiner.check(cast)
         same_tokens(loader, "kca")
-        stage = Stage("kca", Distiller(cast.student, cast.loss, cast.teacher, logits=cast.logits), cast.config)
+        names = ("strategy", "threshold", "inclusive", "questions", "refusal", "unread")
+        facts = {**{name: getattr(self, name) for name in names}, **self.prompts}
+        stage = Stage("kca", Telling(cast, cast.teacher, facts), cast.config)
         yield Training([stage], train=lambda: self._aligned(cast, loader))
 
     def _aligned(self, cast: Cast, loader: LanguageLoader) -> Loader:
         """The data, once the student has been examined."""
         split, tokens = loader.split, loader.split.tokens
         sides = list(parted(split))
-        texts = [(text_of(tokens, prompt), tokens.decode(_open(said, tokens.back))) for prompt, said in sides]
+        texts = [(text_of(tokens, prompt), tokens.decode(unended(said, tokens.back))) for prompt, said in sides]
         classes, known = self.classify(cast, loader, texts)
         rows, prompts, said = list[int](), list[Ids](), list[Ids]()
         for row, (kind, (prompt, answer)) in enumerate(zip(classes, sides, strict=True)):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from limbeck.core.catalogue import Card
-from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError
 from limbeck.core.files import write_json
 from limbeck.core.reduction import check_positive
@@ -18,15 +17,16 @@ from limbeck.core.survey import dry
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.language.answers import answer_of
 from limbeck.data.language.loader import LanguageLoader
-from limbeck.data.language.rewritten import Ids, after, marked, parted, rewritten, text_of
+from limbeck.data.language.rewritten import Ids, after, marked, parted, rewritten, text_of, unended
 from limbeck.data.language.split import LanguageSplit
 from limbeck.data.loader import Loader
 from limbeck.engine.stage import Stage
 from limbeck.models.low_rank import LEARNS, adapt, merge
 from limbeck.schemes.authors import WRITTEN
-from limbeck.schemes.ddk import _loss
+from limbeck.schemes.ddk import summed_loss
 from limbeck.schemes.scheme import Cast, Training, register
-from limbeck.schemes.seq_kd import SeqKD, _open
+from limbeck.schemes.seq_kd import SeqKD
+from limbeck.schemes.telling import Telling
 from limbeck.schemes.writing import author_of, same_tokens, texts_of
 
 TEMPLATE = (
@@ -141,8 +141,7 @@ class SelfDataDistill(SeqKD):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(cast.seed)
                 adapt(cast.student, self.rank, self.lora_alpha)
-        distiller = Restated(cast.student, cast.loss, judge, logits=cast.logits)
-        distiller.facts = {"template": self.template, "answer": self.answer, "rank": self.rank}
+        distiller = Telling(cast, judge, {"template": self.template, "answer": self.answer, "rank": self.rank})
         learn = (LEARNS,) if self.rank else ("*",)
         stage = Stage("self_data_distill", distiller, cast.config, learn)
         yield Training([stage], train=lambda: self._restated(cast, loader))
@@ -152,12 +151,12 @@ class SelfDataDistill(SeqKD):
         """What is trained on, once the teacher has written it."""
         split, tokens = loader.split, loader.split.tokens
         sides = list(parted(split))
-        texts = [(text_of(tokens, prompt), tokens.decode(_open(said, tokens.back))) for prompt, said in sides]
+        texts = [(text_of(tokens, prompt), tokens.decode(unended(said, tokens.back))) for prompt, said in sides]
         asked = [self.asks(prompt, said) for prompt, said in texts]
         wrote = self._ask(cast, split, [marked(tokens, text) for text in asked])
         chosen, why = list[Ids](), dict[str, int]()
         for (_, gold), (_, own), (first, *_) in zip(sides, texts, wrote, strict=True):
-            told = first.text if first.text is not None else tokens.decode(_open(first.ids or (), tokens.back))
+            told = first.text if first.text is not None else tokens.decode(unended(first.ids or (), tokens.back))
             refused = self.refusal(own, told, finished=first.finished)
             why[refused or "taken"] = why.get(refused or "taken", 0) + 1
             chosen.append(gold if refused else after(tokens, [_before(own) + told.strip()], [True])[0])
@@ -196,15 +195,6 @@ class SelfDataDistill(SeqKD):
         return None if found is None else found[1]
 
 
-class Restated(Distiller):
-    """An ordinary distiller that tells the settings of :class:`SelfDataDistill`."""
-
-    facts: Mapping[str, Any]
-
-    def settled(self) -> dict[str, Any]:
-        return dict(self.facts)
-
-
 def _pattern(answer: str) -> re.Pattern[str] | None:
     if answer in ("number", "none"):
         return None
@@ -232,6 +222,8 @@ def _likelihoods(cast: Cast, loader: LanguageLoader, made: LanguageSplit) -> dic
     with dry(model):
         for name, split in (("of_the_data", loader.split), ("learned", made)):
             batches = LanguageLoader(split, batch_size=loader.batch_size, device=device).batches()
-            sums = torch.stack([torch.stack(_loss(model, batch, cast.teacher.where)) for batch in batches]).sum(dim=0)
+            sums = torch.stack([torch.stack(summed_loss(model, batch, cast.teacher.where)) for batch in batches]).sum(
+                dim=0
+            )
             found[f"log_probability_{name}"] = float(-sums[0] / sums[1].clamp(min=1))
     return found

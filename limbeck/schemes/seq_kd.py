@@ -14,7 +14,7 @@ from limbeck.core.files import write_json
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.data.language.bleu import sentence_bleu
 from limbeck.data.language.loader import LanguageLoader
-from limbeck.data.language.rewritten import Ids, after, marked, parted, places, rewritten, text_of
+from limbeck.data.language.rewritten import Ids, after, marked, parted, places, rewritten, text_of, unended
 from limbeck.data.language.split import LanguageSplit
 from limbeck.data.loader import Loader
 from limbeck.engine.identity import digest
@@ -228,7 +228,7 @@ class SeqKD(Scheme):
             chosen = short[0]
             if self.interpolation:
                 end = split.tokens.back
-                likeness = [sentence_bleu(_open(ids, end), _open(gold, end)) for ids in short]
+                likeness = [sentence_bleu(unended(ids, end), unended(gold, end)) for ids in short]
                 chosen = short[likeness.index(max(likeness))]
             if (prompt, chosen) in seen:
                 facts["equal"] += 1
@@ -248,8 +248,3 @@ class SeqKD(Scheme):
         if masses:  # how peaked the teacher is: of all it might say, how much is said here
             facts["mass_on_the_first"] = sum(masses) / len(masses)
         return rows, said
-
-
-def _open(ids: Ids, end: Ids) -> Ids:
-    """Tokens without the marks of an end."""
-    return ids[: -len(end)] if end and ids[-len(end) :] == tuple(end) else ids

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from limbeck.core.catalogue import Card
-from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError, did_you_mean
 from limbeck.core.files import write_json
 from limbeck.core.survey import dry
 from limbeck.data.language.domains import DomainLoader
 from limbeck.data.language.loader import LanguageLoader
 from limbeck.engine.stage import Stage
-from limbeck.schemes.ddk import _loss
+from limbeck.schemes.ddk import summed_loss
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
+from limbeck.schemes.telling import Telling
 
 _FILE = "mixture.json"  # in the run's folder
 
@@ -104,8 +104,7 @@ class TuluSFTMixture(Scheme):
                     raise ConfigError("no such set", where=f"scheme.{option}.{name}", wanted=known, remedy=near)
         wanted = torch.tensor([float(self.shares.get(name, 0.0)) for name in loader.tags]).double()
         train = DomainLoader(loader, max(1, loader.steps_per_epoch), lambda _: wanted) if self.shares else loader
-        distiller = Mixed(cast.student, cast.loss, cast.teacher, logits=cast.logits)
-        distiller.facts = {"shares": self.shares}
+        distiller = Telling(cast, cast.teacher, {"shares": self.shares})
         before = self._judged(cast)
         yield Training([Stage("tulu_sft_mixture", distiller, cast.config)], train=train)
         if cast.folder is not None:
@@ -137,15 +136,6 @@ class TuluSFTMixture(Scheme):
             authors[author]["rows"] += rows[number]
             authors[author]["tokens"] += tokens[number]
         return {"sets": sets, "authors": dict(authors)}
-
-
-class Mixed(Distiller):
-    """An ordinary distiller that tells the shares of :class:`TuluSFTMixture`."""
-
-    facts: Mapping[str, Any]
-
-    def settled(self) -> dict[str, Any]:
-        return dict(self.facts)
 
 
 def counted(loader: LanguageLoader) -> tuple[list[int], list[int]]:
@@ -181,7 +171,7 @@ def losses_by_tag(
             if not len(rows):
                 continue
             pieces = [[(part, 0)] for part in rows.split(loader.split.measured)]
-            sums = [torch.stack(_loss(model, batch, where)) for batch in loader.read(pieces)]
+            sums = [torch.stack(summed_loss(model, batch, where)) for batch in loader.read(pieces)]
             loss, tokens = torch.stack(sums).sum(dim=0).tolist()
             found[name] = loss / max(1.0, tokens)
     return found

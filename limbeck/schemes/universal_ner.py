@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from limbeck.core.catalogue import Card
-from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.files import write_json
 from limbeck.core.plain import digest
@@ -27,16 +26,17 @@ from limbeck.data.language.entities import (
     read_tuples,
 )
 from limbeck.data.language.loader import LanguageLoader
-from limbeck.data.language.read import _tables
+from limbeck.data.language.read import tables
 from limbeck.data.language.records import ASSISTANT, Record, said, text_of
 from limbeck.data.language.rewritten import text_of as text_in
+from limbeck.data.language.rewritten import unended
 from limbeck.data.language.split import LanguageSplit
 from limbeck.data.loader import Loader
 from limbeck.engine.stage import Stage
 from limbeck.schemes.annotating import Asks
 from limbeck.schemes.authors import WRITTEN, told
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
-from limbeck.schemes.seq_kd import _open
+from limbeck.schemes.telling import Telling
 from limbeck.schemes.writing import texts_of
 from limbeck.teachers.routed import TextTeacher
 
@@ -153,7 +153,9 @@ class UniversalNER(Scheme):
     def trainings(self, cast: Cast) -> Iterator[Training]:
         loader = texts_of(cast.train, "universal_ner")
         self.teacher.check(cast)
-        stage = Stage("universal_ner", Distiller(cast.student, cast.loss, None, logits=cast.logits), cast.config)
+        names = ("template", "verify", "negatives", "most", "system", "length")
+        distiller = Telling(cast, None, {name: getattr(self, name) for name in names})
+        stage = Stage("universal_ner", distiller, cast.config)
         yield Training([stage], train=lambda: self._conversations(cast, loader), judged=False)
 
     def _conversations(self, cast: Cast, loader: LanguageLoader) -> Loader:
@@ -186,7 +188,7 @@ class UniversalNER(Scheme):
         for row in range(len(loader.split)):
             batch = loader.rows.batch(torch.tensor([row]))
             ids = batch.inputs["input_ids"][0][batch.inputs["attention_mask"][0] > 0].tolist()
-            texts.append(text_in(tokens, _open(tuple(ids), tokens.back)))
+            texts.append(text_in(tokens, unended(tuple(ids), tokens.back)))
         with self.teacher.author(cast, loader) as author:
             answers: list[list[Entity] | None] = self.teacher.items(
                 author, [self.asks(text) for text in texts], read_tuples, cast.seed
@@ -238,7 +240,7 @@ def find_entities(
 
 def _gold(spec: Any) -> list[Annotated]:
     found = []
-    for _, name, unit, rows in _tables(spec, None):
+    for _, name, unit, rows in tables(spec):
         for row, number in rows:
             place = (name, unit, number)
             pairs = row.get("entities") if isinstance(row, Mapping) else None

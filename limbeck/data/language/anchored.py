@@ -16,7 +16,7 @@ from limbeck.core.plain import canonical, digest
 from limbeck.data.language.corpus import Corpus
 from limbeck.data.language.load import load_tokens
 from limbeck.data.language.pieces import cut
-from limbeck.data.language.read import _tables
+from limbeck.data.language.read import tables
 from limbeck.data.language.records import said, text_of
 from limbeck.data.language.rows import Layout, Rows, Side
 from limbeck.data.language.spans import Pair, Span, mentions, tags_of, words_of
@@ -215,7 +215,7 @@ def anchored_source(
     if isinstance(marks, str) or len(marks) != 2:
         raise ConfigError("one mark before and one after", where="marks", found=repr(marks))
     found: dict[str, list[Passage]] = {}
-    for split, name, unit, rows in _tables(passages, None):
+    for split, name, unit, rows in tables(passages):
         for row, number in rows:
             place = (name, unit, number)
             if not isinstance(row, Mapping) or "text" not in row:

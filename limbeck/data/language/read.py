@@ -52,7 +52,7 @@ def read_records(spec: Any, fields: Fields, config: str | None = None) -> dict[s
         DataError: There is nothing to read, or a record is broken; the message names file, line and field.
     """
     found: dict[str, list[Record]] = {}
-    for split, name, unit, rows in _tables(spec, config):
+    for split, name, unit, rows in tables(spec, config):
         for own, record in _records(rows, name, unit, fields):
             found.setdefault(own or split, []).append(record)
     if not found:
@@ -83,11 +83,11 @@ def _records(rows: Iterable[Row], name: str, unit: str, fields: Fields) -> Itera
         yield own, form(row, place)
 
 
-def _tables(spec: Any, config: str | None) -> Iterator[tuple[str, str, str, Iterable[Row]]]:
-    """Split, name, unit and rows of every table."""
+def tables(spec: Any, config: str | None = None) -> Iterator[tuple[str, str, str, Iterable[Row]]]:
+    """Split, name, unit and rows of every table; see :func:`read_records`."""
     if isinstance(spec, Mapping) and spec and all(isinstance(k, str) and split_name(k) for k in spec):
         for key, part in spec.items():
-            for _, name, unit, rows in _tables(part, config):
+            for _, name, unit, rows in tables(part, config):
                 yield split_name(key) or key, name, unit, rows
     elif isinstance(spec, str) and spec.startswith("hf:"):
         for key, part in load_hub(spec[3:], config).items():
@@ -99,7 +99,7 @@ def _tables(spec: Any, config: str | None) -> Iterator[tuple[str, str, str, Iter
                 yield split, str(file), "line" if file.suffix == ".jsonl" else "row", _file(file)
     elif _is_paths(spec):
         for path in spec:
-            yield from _tables(path, config)
+            yield from tables(path, config)
     elif hasattr(spec, "column_names") and hasattr(spec, "select_columns"):
         yield "train", "data", "row", _dataset(spec)
     elif isinstance(spec, Iterable) and not isinstance(spec, (bytes, Mapping)):

@@ -70,6 +70,15 @@ def after(tokens: Tokens, texts: Sequence[str], finished: Sequence[bool]) -> lis
     return [(*own.tolist(), *(tokens.back if done else ())) for (own, _), done in zip(cut, finished, strict=True)]
 
 
+def unended(ids: Ids, end: Sequence[int]) -> Ids:
+    """Tokens without the marks of an end.
+
+    >>> unended((7, 8, 1), (1,)), unended((7, 8), (1,))
+    ((7, 8), (7, 8))
+    """
+    return ids[: -len(end)] if end and ids[-len(end) :] == tuple(end) else ids
+
+
 def rewritten(
     split: LanguageSplit, rows: Sequence[int], prompts: Sequence[Ids], written: Sequence[Ids], *, teacher: bool = False
 ) -> LanguageSplit:
@@ -114,9 +123,7 @@ def places(split: LanguageSplit, rows: Sequence[int], samples: int) -> Tensor:
 
 
 def _record(tokens: Tokens, prompt: Ids, said: Ids) -> Record:
-    back = tokens.back
-    said = said[: -len(back)] if back and said[-len(back) :] == back else said
-    return Record(((text_of(tokens, prompt), False), (tokens.decode(said), True)))
+    return Record(((text_of(tokens, prompt), False), (tokens.decode(unended(said, tokens.back)), True)))
 
 
 def _corpus(prompts: Sequence[Ids], written: Sequence[Ids]) -> Corpus:
