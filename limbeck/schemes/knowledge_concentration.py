@@ -11,12 +11,12 @@ from torch import Tensor
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller
-from limbeck.core.errors import DataError
+from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.objective import Contract, Objective, Terms
 from limbeck.core.reduction import check_positive, check_same_shape, widen
 from limbeck.core.schedules import Constant
 from limbeck.core.trace import Trace
-from limbeck.data.loader import IndexedLoader
+from limbeck.data.loader import IndexedLoader, Loader
 from limbeck.engine.stage import Stage
 from limbeck.models.concentration import Verticals, verticals_of
 from limbeck.objectives.response.binary_cross_entropy import binary_cross_entropy_loss
@@ -76,7 +76,7 @@ class KnowledgeConcentration(Scheme):
 
     Args:
         verticals: The classes of each specialist, in the teachers' order: numbers of classes that follow each other, or
-            lists of them.
+            lists of them; ``None``: all there are, in order and as evenly as can be.
         most: How many classes of an answer count; the others have 0.
         labels: Weight of the recipe's own loss beside.
 
@@ -86,17 +86,18 @@ class KnowledgeConcentration(Scheme):
     [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
     """
 
-    def __init__(self, verticals: Verticals, most: int = 100, labels: float = 0.0) -> None:
+    def __init__(self, verticals: Verticals | None = None, most: int = 100, labels: float = 0.0) -> None:
         check_positive(most, "scheme.most")
         check_positive(1 + labels, "scheme.labels")
-        self.verticals = verticals_of(verticals, "scheme.verticals")
+        self.verticals = None if verticals is None else verticals_of(verticals, "scheme.verticals")
         self.most, self.labels = most, labels
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
         members = list(cast.teachers.values())
+        verticals = self.verticals or _evenly(cast.train, len(members))
         if not members:
             train = indexed(cast.train, "knowledge_concentration")
-            for number, classes in enumerate(self.verticals):
+            for number, classes in enumerate(verticals):
                 known = "specialist" in cast.players
                 model = copy.deepcopy(cast.player("specialist")) if known else cast.another(number + 1)
                 own = Distiller(model, VerticalLabels(classes), logits=None if known else cast.logits)
@@ -106,7 +107,7 @@ class KnowledgeConcentration(Scheme):
                     [Stage("specialist", own, config)], f"specialist_{number}", train.chosen(rows), judged=False
                 )
                 members.append(model)  # type: ignore[arg-type]
-        teacher = VerticalTeachers(members, self.verticals, self.most)
+        teacher = VerticalTeachers(members, verticals, self.most)
         loss = Terms([SpecialistAnswers()], [Constant(1.0)], ["specialists"])
         if self.labels:
             loss = loss + self.labels * cast.loss
@@ -150,6 +151,23 @@ class VerticalLabels(Objective):
             return binary_cross_entropy_loss(logits, labels[:, self.places])
         target = (labels.unsqueeze(1) == self.places).to(logits.dtype)
         return binary_cross_entropy_loss(logits, target, mask=labels >= 0)
+
+
+def _evenly(train: Loader | None, count: int) -> list[list[int]]:
+    """The classes of so many specialists.
+
+    Raises:
+        ConfigError: There are no specialists to share them, or fewer classes than these.
+    """
+    classes = None if train is None else train.classes
+    if not count or classes is None or classes < count:
+        raise ConfigError(
+            "which classes belong together is not said",
+            where="scheme.verticals",
+            found=f"{count} teachers, {classes} classes",
+            remedy="give their numbers, such as verticals: [6, 4]",
+        )
+    return [part.tolist() for part in torch.arange(classes).tensor_split(count)]
 
 
 def samples_of(train: IndexedLoader, classes: list[int]) -> Tensor:

@@ -144,6 +144,17 @@ def test_three_specialists_make_a_better_student_than_poor_labels() -> None:
     assert scores[True] > scores[False] + 0.05
 
 
+def test_unsaid_all_share_the_classes_evenly() -> None:
+    named = {"a": FrozenTeacher(net(1, 3)), "b": FrozenTeacher(net(2, 2))}
+    loader = ResidentLoader(torch.randn(9, 4).double(), torch.arange(9) % 5, batch_size=3, classes=5)
+    cast = Cast(net(0), Terms.of(CrossEntropy()), None, TrainConfig(steps=2), loader, teachers=named)
+    (training,) = build("knowledge_concentration").trainings(cast)
+    assert [p.tolist() for p in training.stages[0].distiller.teacher.places] == [[0, 1, 2], [3, 4]]
+    cast.teachers = {}
+    with pytest.raises(ConfigError, match="which classes belong together"):
+        next(build("knowledge_concentration").trainings(cast))
+
+
 def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="every class is of one vertical"):
         build("knowledge_concentration", verticals=[[0, 1], [1]])
