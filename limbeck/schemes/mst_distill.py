@@ -87,7 +87,8 @@ class MSTDistill(Scheme):
         balance_weight: Of it.
         heads, shrink: Of masks; see :class:`~limbeck.schemes.masking.MaskNet`.
         detach: Hold targets of the first stage fixed.
-        shares: Of the training, for the first and the second stage.
+        shares: Of the training, for the first and the second stage. Masks that learn long from a student that knows
+            little yet make poor teachers.
 
     Source: MST-Distill, arXiv 2507.07015.
 

@@ -211,6 +211,46 @@ def test_a_router_learns_of_whom_to_ask_only_where_gates_weigh() -> None:
         assert any(g is not None and bool(g.abs().sum() > 0) for g in gradients) == learns
 
 
+def learn(model: nn.Module, loss, steps: int) -> None:
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+
+@pytest.mark.slow
+def test_a_student_of_the_weak_modality_becomes_better_than_by_labels_alone() -> None:
+    """Two fifths of its labels may be wrong; teachers of the strong modality know better."""
+
+    def score(seed: int, taught: bool) -> float:
+        draw, fixed = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(8)
+        weak, strong = torch.randn(3, 4, generator=fixed), 2 * torch.randn(3, 6, generator=fixed)
+        y = torch.arange(900) % 3
+        one = weak[y] + torch.randn(900, 4, generator=draw)
+        two = strong[y] + torch.randn(900, 6, generator=draw)
+        poor = torch.where(torch.rand(300, generator=draw) < 0.4, torch.randint(3, (300,), generator=draw), y[:300])
+        torch.manual_seed(seed)
+        both, other, student = Both(), net(6), net(4, 16)
+        learn(both, lambda: F.cross_entropy(both(one[:300], two[:300]), y[:300]), 60)
+        learn(other, lambda: F.cross_entropy(other(two[:300]), y[:300]), 60)
+        named = {"both": FrozenTeacher(both), "other": FrozenTeacher(other)}
+        cast = Cast(student, Terms.of(CrossEntropy()), None, TrainConfig(steps=60), teachers=named)
+        scheme = build("mst_distill", layers=1, sees={"other": 1}, shares=(0.34, 0.05))
+        given = Batch(one[:300], poor, teacher_inputs=(one[:300], two[:300]))
+        if not taught:
+            learn(student, lambda: F.cross_entropy(student(one[:300]), poor), 60)
+        for stage in next(iter(scheme.trainings(cast))).stages if taught else []:
+            found = stage.distiller.setup(given).train()
+            student.requires_grad_(stage.name != "masks")
+            learn(found, lambda found=found: found(given).total, stage.config.steps)
+            found.close()
+        return float((student(one[300:]).argmax(1) == y[300:]).float().mean())
+
+    alone, whole = (sum(score(seed, taught) for seed in range(4)) / 4 for taught in (False, True))
+    assert whole > alone, (whole, alone)
+
+
 def test_mistakes() -> None:
     with pytest.raises(ConfigError, match="scheme.way"):
         build("mst_distill", way="none")
