@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from limbeck.core.heads import two_layers
-from limbeck.schemes.cmi import inversion_contrast
+from limbeck.schemes.data_free.cmi import inversion_contrast
 
 NUMBERS = Path(__file__).parent / "cmi_cmi.npz"
 

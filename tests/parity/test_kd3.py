@@ -11,8 +11,8 @@ from torch import Tensor
 
 from limbeck.objectives.feature.simkd import simkd_loss
 from limbeck.schemes.data_free.contrast import paired_contrast
+from limbeck.schemes.data_free.kd3 import aligned_by_classifier, mix_distribution, teachers_share
 from limbeck.schemes.data_free.selection import class_thresholds, confident
-from limbeck.schemes.kd3 import aligned_by_classifier, mix_distribution, teachers_share
 
 with np.load(Path(__file__).parent / "kd3_kd3.npz", allow_pickle=False) as file:
     NUMBERS = dict(file)

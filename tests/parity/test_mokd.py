@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.schemes.mokd_modes import dino_loss, search_loss
-from limbeck.schemes.view_heads import MLPHead, TokenHead
+from limbeck.schemes.online.mokd_modes import dino_loss, search_loss
+from limbeck.schemes.parts.view_heads import MLPHead, TokenHead
 
 with np.load(Path(__file__).parent / "mokd_mokd.npz", allow_pickle=False) as loaded:
     NUMBERS = dict(loaded)

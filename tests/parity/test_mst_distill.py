@@ -15,8 +15,8 @@ from limbeck.core.teacher import FrozenTeacher
 from limbeck.engine import TrainConfig
 from limbeck.objectives import CrossEntropy
 from limbeck.schemes import Cast, build
-from limbeck.schemes.masking import MaskNet
-from limbeck.schemes.specialists import imbalance, routed_rows
+from limbeck.schemes.many_teachers.masking import MaskNet
+from limbeck.schemes.many_teachers.specialists import imbalance, routed_rows
 
 with np.load(Path(__file__).parent / "mst_distill_mst_distill.npz", allow_pickle=False) as loaded:
     NUMBERS = dict(loaded)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from limbeck.core.objective import Terms
 from limbeck.data.language.pairs import side_by_side
 from limbeck.objectives import KD
-from limbeck.schemes.mu_encdec_kd import AlignedTeacher, MuDistiller
+from limbeck.schemes.language.mu_encdec_kd import AlignedTeacher, MuDistiller
 from tests.parity.test_parity import close
 
 NUMBERS = Path(__file__).parent / "mu_encdec_kd_encoder_decoder_slm.npz"

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from limbeck.models.heads.dual import dual_log_probabilities
-from limbeck.schemes.querying import k_center_greedy
+from limbeck.schemes.chosen_data.querying import k_center_greedy
 
 with np.load(Path(__file__).parent / "pcoreset_pcoreset.npz", allow_pickle=False) as file:
     NUMBERS = {k: torch.from_numpy(file[k]) for k in file if "/" in k}

@@ -12,8 +12,8 @@ from limbeck.core.batch import Batch
 from limbeck.core.divergences import cross_entropy_rows
 from limbeck.core.objective import DataInfo
 from limbeck.objectives import KD, CrossEntropy
-from limbeck.schemes.ps_kd import Remembering
-from limbeck.schemes.sides import TeacherShare, weigh_sides
+from limbeck.schemes.parts.sides import TeacherShare, weigh_sides
+from limbeck.schemes.self_taught.ps_kd import Remembering
 
 with np.load(Path(__file__).parent / "ps_kd_ps_kd_pytorch.npz", allow_pickle=False) as loaded:
     NUMBERS = {k: torch.from_numpy(v) for k, v in loaded.items() if v.dtype.kind != "U"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.models.senses import Rule, SenseDictionary
-from limbeck.schemes.sensedict_skd import sensedict_skd_loss
+from limbeck.schemes.language.sensedict_skd import sensedict_skd_loss
 from tests.parity.test_parity import close
 
 NUMBERS = Path(__file__).parent / "sensedict_skd_sensedict.npz"

@@ -33,7 +33,7 @@ _NETS, _ORDER = 66, 67  # keep these draws apart from others
 
 @dataclass(frozen=True)
 class Virtual:
-    """How virtual images are made and learned from; see :class:`~limbeck.schemes.fedlgd.FedLGD`."""
+    """How virtual images are made and learned from; see :class:`~limbeck.schemes.federated.fedlgd.FedLGD`."""
 
     epochs: int
     images: int

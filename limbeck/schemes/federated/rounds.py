@@ -27,7 +27,7 @@ from limbeck.schemes.federated.clients import Answers, Clients, Where, Work, cli
 from limbeck.schemes.federated.local import Round, check_config, seeded
 from limbeck.schemes.federated.split import indexed
 from limbeck.schemes.federated.wire import Tensors, pack, unpack
-from limbeck.schemes.looking import one_process
+from limbeck.schemes.parts.looking import one_process
 from limbeck.schemes.scheme import Cast, Training
 
 _WHO = 63  # keeps these draws apart from others

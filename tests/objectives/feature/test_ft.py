@@ -15,7 +15,7 @@ from limbeck.engine import TrainConfig, fit
 from limbeck.models import create
 from limbeck.objectives.feature.ft import FT, ft_loss
 from limbeck.objectives.parts.paraphraser import Paraphrase, Paraphraser
-from limbeck.schemes.hint_then_kd import HintThenKD
+from limbeck.schemes.in_steps.hint_then_kd import HintThenKD
 
 
 def test_the_papers_distance() -> None:

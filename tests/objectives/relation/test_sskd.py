@@ -16,7 +16,7 @@ from limbeck.engine.config import TrainConfig
 from limbeck.objectives import CrossEntropy
 from limbeck.objectives.parts.pretext import Pretext, affinity
 from limbeck.objectives.relation.sskd import SSKD, sskd_loss
-from limbeck.schemes.hint_then_kd import HintThenKD
+from limbeck.schemes.in_steps.hint_then_kd import HintThenKD
 
 
 def reference(student: Tensor, teacher: Tensor, temperature: float, share: float) -> float:

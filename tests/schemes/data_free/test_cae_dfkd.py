@@ -12,7 +12,7 @@ from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, ModelError
 from limbeck.objectives import KD
 from limbeck.schemes import build
-from limbeck.schemes.cae_dfkd import NamedPool
+from limbeck.schemes.data_free.cae_dfkd import NamedPool
 from limbeck.schemes.data_free.class_codes import diffused, orthogonal_codes, text_codes
 from limbeck.schemes.data_free.contrast import supervised_contrast
 from tests.schemes.data_free.scene import STATS, cast, images, same, trained

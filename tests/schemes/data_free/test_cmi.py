@@ -12,7 +12,7 @@ from limbeck.core.errors import ConfigError
 from limbeck.core.teacher import as_teacher
 from limbeck.data.resident import ResidentLoader
 from limbeck.schemes import build
-from limbeck.schemes.cmi import disagreement
+from limbeck.schemes.data_free.cmi import disagreement
 from limbeck.schemes.data_free.views import Bank, resized_crops
 from tests.schemes.data_free.scene import cast, mlp
 

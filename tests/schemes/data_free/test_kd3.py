@@ -20,8 +20,8 @@ from limbeck.models import put_head
 from limbeck.objectives import KD, CrossEntropy, SimKD
 from limbeck.schemes import Cast, build, perform
 from limbeck.schemes.data_free.contrast import supervised_contrast
+from limbeck.schemes.data_free.kd3 import aligned_by_classifier, mix_distribution
 from limbeck.schemes.data_free.selection import class_thresholds, confident
-from limbeck.schemes.kd3 import aligned_by_classifier, mix_distribution
 from tests.schemes.data_free.scene import cast, images, trained
 
 

@@ -20,8 +20,8 @@ from limbeck.engine.state import seed_everything
 from limbeck.objectives import KD, CrossEntropy
 from limbeck.schemes import build
 from limbeck.schemes.data_free.made import Generating
+from limbeck.schemes.data_free.noise_kd import noise
 from limbeck.schemes.data_free.other_images import fitted, other_images
-from limbeck.schemes.noise_kd import noise
 from limbeck.teachers.several import SeveralTeachers
 from tests.schemes.data_free.scene import STATS, cast, images, mlp, net, same, trained
 

@@ -12,8 +12,8 @@ import torch
 
 from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.engine import TrainConfig
-from limbeck.schemes import build, fedavg, perform
-from limbeck.schemes.federated import clients
+from limbeck.schemes import build, perform
+from limbeck.schemes.federated import clients, fedavg
 from limbeck.schemes.federated.local import Round
 from limbeck.schemes.federated.rounds import record
 from limbeck.schemes.federated.wire import pack, unpack

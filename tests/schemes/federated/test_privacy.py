@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.schemes import build, fedavg, perform
+from limbeck.schemes import build, perform
+from limbeck.schemes.federated import fedavg
 from limbeck.schemes.federated.wire import unpack
 from tests.schemes.federated.scene import overheard, scene
-from tests.schemes.test_fedlgd import FEW as VIRTUAL
-from tests.schemes.test_fedlgd import images
+from tests.schemes.federated.test_fedlgd import FEW as VIRTUAL
+from tests.schemes.federated.test_fedlgd import images
 
 SPLIT = {"count": 2, "alpha": 1.0, "least": 4}
 #: What each method names, and no more.

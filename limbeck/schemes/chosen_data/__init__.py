@@ -1,0 +1,1 @@
+"""Little, chosen or changed data: what to learn from, and how it is shown."""

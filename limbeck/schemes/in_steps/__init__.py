@@ -1,0 +1,1 @@
+"""Distillation in steps: assistants, stages, two levels, averages along the way."""

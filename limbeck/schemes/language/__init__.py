@@ -1,0 +1,1 @@
+"""Language models: texts that are written, asked for, chosen or rewritten for the student."""

@@ -1,0 +1,1 @@
+"""Several teachers: averaged, weighed, chosen, routed, or specialists of their own tasks."""

@@ -1,0 +1,1 @@
+"""What schemes of several kinds share."""

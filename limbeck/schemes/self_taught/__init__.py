@@ -1,0 +1,1 @@
+"""Students that are their own teachers: generations, branches, momentum, experts of one body."""
