@@ -44,7 +44,7 @@ def should_compile(mode: str, *, device: str, steps: int, step_flops: float = 0.
     if mode != "auto":
         return mode == "on"
     if device == "cpu":
-        return steps * step_flops >= CPU_FLOPS_PER_MODULE * modules and compiler_there(device)
+        return step_flops > 0 and steps * step_flops >= CPU_FLOPS_PER_MODULE * modules and compiler_there(device)
     return steps >= ACCELERATOR_STEPS
 
 
