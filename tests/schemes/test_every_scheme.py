@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
@@ -102,6 +103,32 @@ def check_plain(key: str, folder: Path) -> None:
         assert [*student(torch.zeros(2, 1, 8, 8)).shape] == EXAMPLES[key].get("shape", [2, 10])
         assert type(student).__module__.startswith("limbeck.models")
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+
+IMAGES = [k for k, one in EXAMPLES.items() if one["base"] == "images" and not any(s[:4] == "data" for s in one["set"])]
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data, tmp_path_factory):
+    """A few JPEG images of CIFAR-10, as files are that people have."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name, rows in (("train", 60), ("test", 30)):
+        table = parquet.read_table(shared_data / "cifar10" / f"{name}.parquet")
+        parquet.write_table(table.slice(0, rows), folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", IMAGES)
+def test_it_learns_from_jpeg_images(key, photographs, tmp_path):
+    data = [f"data.source={photographs}", "data.options={validation: 0.5}", "data.samples=null"]
+    settings = [s.replace("samples: 60", "samples: 20").replace("teacher.samples=60", "") for s in settings_of(key)]
+    recipe = load("digits", [s for s in [*settings, *data] if s])
+    found = run(recipe, tmp_path / "run", quiet=True)
+    student = load_student(tmp_path / "run")
+    assert [*student(torch.zeros(2, 3, 32, 32)).shape] == EXAMPLES[key].get("shape", [2, 10])
+    assert found["data"] != "digits"
+    assert found["samples"] == 30
 
 
 @pytest.mark.slow
