@@ -152,6 +152,7 @@ def test_the_memory_moves_on_outside_of_the_graph() -> None:
     assert torch.equal(kept, objective.banks.student_bank)
 
 
+@pytest.mark.slow
 def test_students_come_to_hold_more_of_the_teachers_state() -> None:
     """A linear probe reads the teacher's state out of a student trained so better than out of an untrained one."""
     images = torch.randn(128, 6, generator=torch.Generator().manual_seed(1))

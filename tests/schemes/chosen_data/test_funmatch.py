@@ -127,6 +127,7 @@ def test_a_recipe_that_mixes_already_keeps_its_way():
     assert [t.alpha for t in found.train.augment.transforms] == [0.3]
 
 
+@pytest.mark.slow
 def test_it_comes_closer_to_the_teacher_than_one_that_sees_the_fixed_image():
     teacher = Watched(1)
     data = as_loader(load_source("digits").train, batch_size=64, train=True, seed=3)

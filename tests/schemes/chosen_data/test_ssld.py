@@ -138,6 +138,7 @@ def test_what_is_refused():
         list(build("ssld").trainings(cast(train=plain)))
 
 
+@pytest.mark.slow
 def test_the_pool_helps():
     source = load_source("digits")
     config = TrainConfig(epochs=6, lr=0.1, device="cpu", compile="off")

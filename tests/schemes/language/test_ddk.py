@@ -101,6 +101,7 @@ def test_a_student_that_is_its_teacher_sees_all_alike() -> None:
     torch.testing.assert_close(distiller.weights, torch.tensor([0.5, 0.5]).double())
 
 
+@pytest.mark.slow
 def test_where_the_student_lags_it_sees_more_and_catches_up() -> None:
     """A teacher that knows numbers, and words hardly: shares go to numbers, and there the gap closes further than with
     equal shares."""

@@ -95,6 +95,7 @@ def test_equal_models_have_nothing_to_learn() -> None:
     assert max(float(p.grad.abs().max()) for p in scene.student.parameters()) < 1e-6
 
 
+@pytest.mark.slow
 def test_it_brings_the_student_nearer_to_the_teacher_in_whole_texts() -> None:
     """The divergence of whole texts, measured on texts that the student writes, falls by a third and more."""
 

@@ -117,6 +117,7 @@ def test_imbalance_of_even_and_of_one_sided_routing() -> None:
     torch.testing.assert_close(imbalance(half, first_two, router), torch.tensor(4.0))
 
 
+@pytest.mark.slow
 def test_a_router_that_learns_brings_the_teacher_nearer() -> None:
     """After equal steps the divergence from the teacher is no larger than with routers that stay."""
     found = {}

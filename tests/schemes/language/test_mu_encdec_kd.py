@@ -182,6 +182,7 @@ def test_long_sources_and_targets_are_cut() -> None:
     assert torch.equal(few.rows.batch(torch.tensor([0])).labels, LanguageLoader(few, batch_size=2).example(1).labels)
 
 
+@pytest.mark.slow
 def test_the_teacher_helps_more_than_labels_alone() -> None:
     """Letters are to be copied, and half of the labels are wrong: with a teacher that knows, loss is lower."""
     generator = torch.Generator().manual_seed(0)

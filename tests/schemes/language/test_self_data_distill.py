@@ -116,6 +116,7 @@ def test_adapters_alone_train_and_are_merged() -> None:
             assert int(torch.linalg.matrix_rank(change, rtol=1e-9)) <= 2, name
 
 
+@pytest.mark.slow
 def test_a_cut_model_comes_nearer_to_the_whole_one_on_its_own_words(tmp_path: Path) -> None:
     """The teacher's own words are likelier to it than the data's, and lead the student nearer to it than those do."""
     judge = llama(layers=4, seed=2, sharp=30.0).double().eval()

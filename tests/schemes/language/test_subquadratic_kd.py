@@ -110,6 +110,7 @@ def test_alignment_trains_mixers_alone_and_splits_over_micro_batches() -> None:
     assert torch.allclose(found[1], found[3], atol=1e-5)  # totals are counted in float32
 
 
+@pytest.mark.slow
 def test_aligned_students_begin_distillation_nearer_than_random_ones() -> None:
     """The same steps: hidden states first beat the recipe's loss alone, from the same random mixers."""
     found = {}

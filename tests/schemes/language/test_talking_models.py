@@ -180,6 +180,7 @@ def test_where_messages_go() -> None:
         carried(torch.ones(1, 7, 5), torch.ones(1, 11, 3))
 
 
+@pytest.mark.slow
 def test_a_broader_teacher_tells_what_no_label_says() -> None:
     """The teacher knows ten classes, the student has labels of twelve samples of three. By talking it does better on
     those, and its states tell all ten apart better."""

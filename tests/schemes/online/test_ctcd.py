@@ -172,6 +172,7 @@ def test_a_teacher_teaches_both() -> None:
     torch.testing.assert_close(losses.terms["large/kd"], alone(batch).terms["kd"])
 
 
+@pytest.mark.slow
 def test_the_student_gains_more_where_the_large_model_learns_from_it() -> None:
     """Few noisy labels: distilling both ways beats one way, and that beats labels alone, on held-out data."""
     truth = mlp(16, 9)
