@@ -28,8 +28,7 @@ from limbeck.schemes import schemes
 COMMON = [
     "data.samples=60",
     "data.batch_size=20",
-    "teacher.samples=60",
-    "teacher.train={steps: 3}",
+    "teacher={model: mlp_16, samples: 60, train: {steps: 3}}",
     "student={model: mlp_8}",
     "train={steps: 6, lr: 0.05, checkpoint_every: 2, validate_steps: 3}",
 ]
@@ -122,8 +121,8 @@ def photographs(shared_data, tmp_path_factory):
 @pytest.mark.parametrize("key", IMAGES)
 def test_it_learns_from_jpeg_images(key, photographs, tmp_path):
     data = [f"data.source={photographs}", "data.options={validation: 0.5}", "data.samples=null"]
-    settings = [s.replace("samples: 60", "samples: 20").replace("teacher.samples=60", "") for s in settings_of(key)]
-    recipe = load("digits", [s for s in [*settings, *data] if s])
+    settings = [s.replace("samples: 60", "samples: 20") for s in settings_of(key)]
+    recipe = load("digits", [*settings, *data])
     found = run(recipe, tmp_path / "run", quiet=True)
     student = load_student(tmp_path / "run")
     assert [*student(torch.zeros(2, 3, 32, 32)).shape] == EXAMPLES[key].get("shape", [2, 10])
