@@ -416,6 +416,8 @@ class _Check:
         cast = cast_of(recipe, self.sizes, student, teacher, self.loader, held, teachers=self.staff)
         cast = replace(cast, loss=loss)
         first = next(iter(scheme_of(scheme).trainings(cast)))  # those that follow stand on what it learns
+        if callable(first.train) and not first.judged:
+            return []  # of another task, on data that are only made when it begins
         return [stage.distiller for stage in first.stages]
 
     def found(self, key: Key, whose: str, tap: str, places: dict[str, Place] | None) -> bool:
