@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.objective import Terms
@@ -15,29 +14,10 @@ from limbeck.data.resident import ResidentLoader
 from limbeck.engine import TrainConfig
 from limbeck.objectives import CrossEntropy
 from limbeck.schemes import Cast, build
+from tests.parity.panel import Panel
 
 with np.load(Path(__file__).parent / "mdcs_mdcs.npz", allow_pickle=False) as loaded:
     NUMBERS = {k: torch.from_numpy(np.asarray(v)) for k, v in loaded.items() if v.dtype.kind in "fib"}
-
-
-class Said(nn.Module):
-    """Says what it was told to."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits[: len(x)]
-
-
-class Panel(nn.Module):
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList(Said(own) for own in logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([expert(x) for expert in self.experts]).mean(dim=0)
 
 
 @pytest.mark.parametrize("case", ["0", "1"])
