@@ -17,6 +17,7 @@ from limbeck.objectives.feature.fitnets import FitNets
 from limbeck.objectives.parts.hints import TeacherDecay
 from limbeck.objectives.response.cross_entropy import CrossEntropy
 from limbeck.objectives.response.kd import KD
+from limbeck.schemes.parts.two_stages import two_configs
 from limbeck.schemes.scheme import StagedScheme, register
 
 
@@ -74,7 +75,7 @@ class HintThenKD(StagedScheme):
     ) -> list[Stage]:
         if teacher is None:
             raise ConfigError("hints need a teacher", where="teacher", found="none")
-        first, second = self._split(config)
+        first, second = two_configs(config, self.share)
         terms = [] if loss is None else list(Terms.of(loss).items())
         # Asked once: an objective may go on otherwise from then on.
         openings = [(opening, *term) for term in terms for opening in [term[1].opening()]]
@@ -89,18 +90,6 @@ class HintThenKD(StagedScheme):
             Stage("hint", opening, first, ("*",) if taps else (), learn_to=taps[0] if len(taps) == 1 else None),
             Stage("distill", Distiller(student, rest, teacher, logits=logits), second),
         ]
-
-    def _split(self, config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
-        """The settings of both stages; lengths add up to the whole."""
-        name = "steps" if config.steps is not None else "epochs"
-        whole = getattr(config, name)
-        if whole < 2:
-            raise ConfigError(f"two stages need two {name} or more", where=f"train.{name}", found=whole)
-        hint = min(max(round(whole * self.share), 1), whole - 1)
-        return (
-            config.model_copy(update={name: hint, "monitor": "total"}),
-            config.model_copy(update={name: whole - hint}),
-        )
 
 
 def _sum(terms: list[list[Any]]) -> Terms:

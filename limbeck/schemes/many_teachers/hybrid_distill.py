@@ -16,15 +16,13 @@ from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.layout import unfused
 from limbeck.core.objective import Contract, DataInfo, Objective, Terms
 from limbeck.core.reduction import check_inside, widen
-from limbeck.core.roles import resolve
 from limbeck.core.schedules import Constant
-from limbeck.core.survey import survey
 from limbeck.core.trace import Trace
 from limbeck.engine.stage import Stage
 from limbeck.objectives.relation.minilm import minilm_loss
-from limbeck.schemes.in_steps.hint_then_kd import HintThenKD
 from limbeck.schemes.many_teachers.token_dropping import Dropping, taken
 from limbeck.schemes.parts.looking import Unlabelled
+from limbeck.schemes.parts.two_stages import task_stage, two_configs
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 from limbeck.teachers.several import SeveralTeachers
 
@@ -190,18 +188,11 @@ class HybridDistill(Scheme):
                 found=", ".join(missing),
                 wanted=f"two of {', '.join(given)}",
             )
-        first, second = HintThenKD(self.share)._split(cast.config)
+        first, second = two_configs(cast.config, self.share)
         both = SeveralTeachers(given[name] for name in self.teachers)
         loss = Terms([HybridLoss(self)], [Constant(1.0)], ["hybrid"])
         pair = Hybrid(cast.student, loss, both, logits=cast.logits)
-        task = Distiller(cast.student, cast.loss, cast.teacher, logits=cast.logits)
-        learn = ("*",)
-        if self.then == "probe":
-            if cast.train is None:
-                raise ConfigError("there is nothing to learn from", where="train")
-            spot = resolve("penultimate", survey(cast.student, cast.train.example(2).inputs, cast.logits))
-            learn = (f"{spot.module}.*",)  # type: ignore[union-attr]  # one place
-        yield Training([Stage("hybrid", pair, first), Stage(self.then, task, second, learn)])
+        yield Training([Stage("hybrid", pair, first), task_stage(cast, self.then, second)])
 
 
 class Hybrid(Unlabelled):

@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from limbeck.core.catalogue import Card
-from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError
 from limbeck.core.reduction import check_inside, check_positive
-from limbeck.core.roles import resolve
-from limbeck.core.survey import survey
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
-from limbeck.schemes.in_steps.hint_then_kd import HintThenKD
 from limbeck.schemes.online.mokd_modes import Modes
+from limbeck.schemes.parts.two_stages import task_stage, two_configs
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
 
@@ -141,13 +138,6 @@ class MOKD(Scheme):
         self.peer_train = dict(peer_train)
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
-        first, second = HintThenKD(self.share)._split(cast.config)
+        first, second = two_configs(cast.config, self.share)
         pair = Modes(cast.student, cast.player(self.peer), self, cast.logits)
-        task = Distiller(cast.student, cast.loss, cast.teacher, logits=cast.logits)
-        learn = ("*",)
-        if self.then == "probe":
-            if cast.train is None:
-                raise ConfigError("there is nothing to learn from", where="train")
-            spot = resolve("penultimate", survey(cast.student, cast.train.example(2).inputs, cast.logits))
-            learn = (f"{spot.module}.*",)  # type: ignore[union-attr]  # one place
-        yield Training([Stage("mokd", pair, first), Stage(self.then, task, second, learn)])
+        yield Training([Stage("mokd", pair, first), task_stage(cast, self.then, second)])

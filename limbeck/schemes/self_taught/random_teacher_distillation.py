@@ -18,12 +18,10 @@ from limbeck.core.errors import ConfigError
 from limbeck.core.objective import Contract, DataInfo, Objective, Terms
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.relations import pooled
-from limbeck.core.roles import resolve
-from limbeck.core.survey import survey
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.core.trace import Trace
 from limbeck.engine.stage import Stage
-from limbeck.schemes.in_steps.hint_then_kd import HintThenKD
+from limbeck.schemes.parts.two_stages import task_stage, two_configs
 from limbeck.schemes.parts.view_heads import MLPHead
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
@@ -129,18 +127,13 @@ class RandomTeacherDistillation(Scheme):
     def trainings(self, cast: Cast) -> Iterator[Training]:
         if cast.train is None:
             raise ConfigError("there is nothing to learn from", where="train")
-        student, (first, second) = cast.student, HintThenKD(self.share)._split(cast.config)
+        student, (first, second) = cast.student, two_configs(cast.config, self.share)
         teacher = copy.deepcopy(student)
         if self.alpha:
             approach(student, teacher, cast.another(1), self.alpha)
         matching = Terms.of(HeadMatching(self.alpha, self.loss, **self.head))
-        learn = ("*",)
-        if self.then == "probe":
-            spot = resolve("penultimate", survey(student, cast.train.example(2).inputs, cast.logits))
-            learn = (f"{spot.module}.*",)  # type: ignore[union-attr]  # one place
-        task = Distiller(student, cast.loss, cast.teacher, logits=cast.logits)
         taught = Distiller(student, matching, FrozenTeacher(teacher, logits=cast.logits), logits=cast.logits)
-        yield Training([Stage("distill", taught, first), Stage(self.then, task, second, learn)])
+        yield Training([Stage("distill", taught, first), task_stage(cast, self.then, second)])
 
 
 class HeadMatching(Objective):
