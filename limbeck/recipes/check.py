@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core import catalogue
 from limbeck.core.batch import Batch
@@ -171,7 +171,7 @@ class _Check:
         split, train = source.train, fewer(source.train, data.samples)
         few = split
         if not isinstance(split, StreamSplit) and split.samples:
-            few = split.subset(torch.arange(min(_TRIED, split.samples)))
+            few = split.subset(_few(split.samples, split.labels))
         made = self.attempt(("data",), lambda: build_loader(
             few, batch_size=_TRIED, train=False, augment=data.augment, normalise=data.normalize, workers=0
         ))  # fmt: skip
@@ -452,6 +452,17 @@ class _Check:
             if self.attempt((*key, "logits"), lambda: logits_of(output, where)) is not None:
                 return places
         return None
+
+
+def _few(samples: int, labels: Tensor | None) -> Tensor:
+    """The first samples, and of labelled and unlabelled ones both."""
+    rows = torch.arange(samples)
+    if labels is not None and not labels.is_floating_point():
+        labelled = (labels.cpu() >= 0).reshape(samples, -1).any(dim=1)
+        own, none = rows[labelled], rows[~labelled]
+        if len(own) and len(none):
+            rows = torch.cat([own[: _TRIED - 1], none[:1]])
+    return rows[:_TRIED]
 
 
 def _once(distiller: Distiller, batch: Batch, info: DataInfo) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from limbeck.data.language import load_tokens
 from limbeck.engine.run import Run
 from limbeck.models.student import load_student
+from limbeck.recipes.check import check
 from limbeck.recipes.load import load
 from limbeck.recipes.run import run
 from limbeck.schemes import schemes
@@ -62,6 +63,7 @@ def test_every_scheme_has_an_example():
 
 @pytest.mark.parametrize("key", sorted(EXAMPLES))
 def test_it_dies_anywhere_ends_with_the_same_bits_and_leaves_a_plain_model(key, tmp_path, monkeypatch):
+    assert check("digits", settings_of(key)) == []
     recipe = load("digits", settings_of(key))
     teachers = tmp_path / "teachers"
     whole = run(recipe, tmp_path / "whole", teachers=teachers, quiet=True)

@@ -255,8 +255,7 @@ class SenseDistiller(Distiller):
         if _SENSED in batch.extras:
             return batch
         ids = batch.inputs["input_ids"]
-        dictionary: SenseDictionary = self.senses.ready("dictionary").to(ids.device)
-        counts = _tokens_of(batch, self.skip) & dictionary.known(ids)
+        counts = _tokens_of(batch, self.skip) & self.senses.known(ids)
         return batch.replace(extras={**batch.extras, _SENSED: counts})
 
     def prepare(self, batch: Batch) -> Batch:
@@ -282,11 +281,20 @@ class Senses(Objective):
         if self.adaptor is None:
             self.adaptor = LinearProjector(state.shape[-1], goal.shape[-1]).to(state)
 
+    def known(self, ids: Tensor) -> Tensor:
+        """Which tokens have senses: none before the teacher has read the texts."""
+        if self.dictionary is None:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        self.dictionary.to(ids.device)
+        return self.dictionary.known(ids)
+
     @torch.compiler.disable
     def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
-        counts, dictionary = batch.extras[_SENSED], self.ready("dictionary")
+        counts = batch.extras[_SENSED]
         own = self.ready("adaptor")(student[self.student_taps[0]][counts])
-        senses, there = dictionary.of_tokens(batch.inputs["input_ids"][counts])
+        if not len(own):
+            return own.sum()
+        senses, there = self.ready("dictionary").of_tokens(batch.inputs["input_ids"][counts])
         return sensedict_skd_loss(own, teacher[self.teacher_taps[0]][counts].to(own.dtype), senses, there)
 
 
