@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.core.hashing import key
+from limbeck.core.reduction import widen
 
 
 def world_size() -> int:
@@ -20,6 +22,15 @@ def world_size() -> int:
     """
     dist = torch.distributed
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank_here() -> int:
+    """Which of them this one is; the first, 0, writes what all of them know.
+
+    >>> rank_here()
+    0
+    """
+    return torch.distributed.get_rank() if world_size() > 1 else 0
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -35,6 +46,41 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     value = value.clone()
     torch.distributed.all_reduce(value)
     return value / world_size()
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * world_size()
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over all processes, with such a gradient that of a loss that all compute from sums alike the mean over
+    processes is that of the whole batch.
+
+    >>> sum_over_ranks(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+    return value if world_size() == 1 else _Sum.apply(value)
+
+
+def mean_of_rows(values: Tensor) -> Tensor:
+    """The mean over all processes' rows, the same on each; gradients as of :func:`sum_over_ranks`.
+
+    >>> mean_of_rows(torch.tensor([1.0, 3.0]))
+    tensor(2.)
+    """
+    if world_size() == 1:
+        return values.mean(dim=0)
+    flat = widen(values).reshape(len(values), -1)
+    sums = sum_over_ranks(torch.cat([flat.sum(dim=0), flat.new_tensor([len(flat)])]))
+    return (sums[:-1] / sums[-1]).view(values.shape[1:]).to(values.dtype)
 
 
 def mean_gradients(parts: Sequence[Tensor]) -> list[Tensor]:
