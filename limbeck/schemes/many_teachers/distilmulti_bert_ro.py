@@ -13,6 +13,7 @@ from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.ensembling import mixed_logits, stacked
 from limbeck.core.errors import ConfigError, DataError, ModelError
+from limbeck.core.hashing import below, uniform
 from limbeck.core.objective import Contract, DataInfo, Objective
 from limbeck.core.reduction import check_positive, widen
 from limbeck.core.teacher import Teacher
@@ -24,7 +25,10 @@ from limbeck.engine.stage import Stage
 from limbeck.objectives.response.kd import kd_loss
 from limbeck.schemes.many_teachers.half_layers import start_from
 from limbeck.schemes.many_teachers.token_spans import apart, piece_means, pieces, same_spans, shared_kl
+from limbeck.schemes.parts.step_draws import step_bits
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
+
+_GAPS = 68  # keeps these draws apart from others
 
 
 @register(
@@ -137,7 +141,7 @@ class GapDistiller(Distiller):
     ) -> None:
         super().__init__(cast.student, cast.loss, None, logits=cast.logits, also=("logits", scheme.tap))
         assert isinstance(train.rows, MaskedRows)
-        self.scheme, self.rows = scheme, train.rows
+        self.scheme, self.rows, self.seed = scheme, train.rows, cast.seed
         self._judges = (dict(teachers),)
         self.over_text = OverText()
         shared = train.split.teacher_tokens if scheme.other else None
@@ -158,10 +162,8 @@ class GapDistiller(Distiller):
 
     def made(self, batch: Batch) -> Batch:
         """With gaps of this step."""
-        whole = batch.extras["whole"]
-        dice = torch.rand(*whole.shape, 2, device=whole.device)
-        words = torch.randint(self.rows.masking.size, whole.shape, device=whole.device)
-        return self.rows.hidden(batch, dice, words)
+        bits = step_bits(batch, batch.extras["whole"].shape[1], 3, _GAPS, self.seed)
+        return self.rows.hidden(batch, uniform(bits[..., :2]), below(bits[..., 2], self.rows.masking.size))
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> GapDistiller:
         super().setup(batch, data)

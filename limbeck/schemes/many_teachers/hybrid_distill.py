@@ -13,6 +13,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError, TensorError
+from limbeck.core.hashing import uniform
 from limbeck.core.layout import unfused
 from limbeck.core.objective import Contract, DataInfo, Objective, Terms
 from limbeck.core.reduction import check_inside, widen
@@ -22,10 +23,12 @@ from limbeck.engine.stage import Stage
 from limbeck.objectives.relation.minilm import minilm_loss
 from limbeck.schemes.many_teachers.token_dropping import Dropping, taken
 from limbeck.schemes.parts.looking import Unlabelled
+from limbeck.schemes.parts.step_draws import step_bits
 from limbeck.schemes.parts.two_stages import task_stage, two_configs
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 from limbeck.teachers.several import SeveralTeachers
 
+_LEAVE = 69  # keeps these draws apart from others
 _MOST = 12  # heads of relations, where nothing says how many
 
 
@@ -192,6 +195,7 @@ class HybridDistill(Scheme):
         both = SeveralTeachers(given[name] for name in self.teachers)
         loss = Terms([HybridLoss(self)], [Constant(1.0)], ["hybrid"])
         pair = Hybrid(cast.student, loss, both, logits=cast.logits)
+        pair.seed = cast.seed
         yield Training([Stage("hybrid", pair, first), task_stage(cast, self.then, second)])
 
 
@@ -199,6 +203,7 @@ class Hybrid(Unlabelled):
     """The first stage; see :class:`HybridDistill`."""
 
     dropping: Dropping | None = None
+    seed = 0
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> Distiller:
         """Also let tokens leave the student, from then on where it trains."""
@@ -218,11 +223,12 @@ class Hybrid(Unlabelled):
         dropping, loss = self.dropping, self._hybrid
         assert dropping is not None
         dropping.active = self.training
+        dropping.dice = lambda block, places: uniform(step_bits(batch, places, 1, _LEAVE, self.seed, block))[..., 0]
         try:
             loss.kept = dropping.kept  # filled while the student runs
             return super().forward(batch, turn)
         finally:
-            dropping.active, loss.kept = False, []
+            dropping.active, dropping.dice, loss.kept = False, None, []
 
     def close(self) -> None:
         super().close()

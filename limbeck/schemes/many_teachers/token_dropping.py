@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,20 +28,21 @@ def redundancy(tokens: Tensor) -> Tensor:
     return (with_all - directions.square().sum(dim=-1)) / max(1, tokens.shape[1] - 1)
 
 
-def keep_least_redundant(tokens: Tensor, count: int, chance: float = 0.0) -> Tensor:
+def keep_least_redundant(tokens: Tensor, count: int, chance: float = 0.0, dice: Tensor | None = None) -> Tensor:
     """Which tokens stay, ``[B, count]`` ascending places: those least like the others.
 
     Args:
         tokens: ``[B, N, D]``.
         count: How many stay.
         chance: Up to so much is added to each redundancy at random.
+        dice: ``[B, N]`` numbers from 0 to 1 that say how much; ``None``: drawn here.
 
     >>> keep_least_redundant(torch.tensor([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 0.5]]]), 2)
     tensor([[0, 3]])
     """
     scores = redundancy(tokens.detach())
     if chance:
-        scores = scores + chance * torch.rand_like(scores)
+        scores = scores + chance * (torch.rand_like(scores) if dice is None else dice)
     return scores.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
 
 
@@ -70,6 +71,9 @@ class Dropping:
         chance: See :func:`keep_least_redundant`.
         prefix: Tokens that stay in any case: the class token comes first.
 
+    Attributes:
+        dice: Rolls for the tokens before a block, from its number and theirs; ``None``: torch's random state does.
+
     Raises:
         ConfigError: The model has no blocks.
     """
@@ -90,6 +94,7 @@ class Dropping:
             raise ConfigError("tokens leave a transformer of blocks", where="student", found=type(model).__name__)
         self.keep, self.chance, self.prefix, self.active = keep, chance, prefix, False
         self.kept: list[Tensor | None] = [None] * len(blocks)  # places of the patches that each block sees
+        self.dice: Callable[[int, int], Tensor] | None = None
         self._patches = 0
         at = [min(len(blocks) - 1, round(depth * len(blocks))) for depth in depths]
         self._turn = {block: at.index(block) for block in at}  # how many times tokens have left before
@@ -112,7 +117,8 @@ class Dropping:
             if number not in self._turn:
                 return None
             count = max(1, round(self._patches * self.keep ** ((self._turn[number] + 1) / self._times)))
-            places = keep_least_redundant(tokens[:, self.prefix :], count, self.chance)
+            dice = self.dice(number, tokens.shape[1] - self.prefix) if self.chance and self.dice is not None else None
+            places = keep_least_redundant(tokens[:, self.prefix :], count, self.chance, dice)
             self.kept[number] = places if before is None else before.gather(1, places)
             return (taken(tokens, places, self.prefix), *given[1:])
 
