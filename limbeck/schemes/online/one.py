@@ -92,8 +92,8 @@ class Gate(nn.Module):
             "that before training.",
             "The ramp is the authors' (from 0.007 to 1), by steps; theirs is by epochs.",
             "The branches and their ensemble have those terms of the recipe's loss that need no more than logits.",
-            "The gate's normalisation has no running statistics: it is not asked after training. In the target the "
-            "code adds 1e-7 to each probability; here it is what it is.",
+            "The gate's normalisation has no running statistics: it is not asked after training; each rank takes its "
+            "own, as with BatchNorm. In the target the code adds 1e-7 to each probability; here it is what it is.",
             "The student is the branch that it was from the beginning; the ensemble is not kept.",
         ),
     )
