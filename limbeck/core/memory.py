@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.hashing import below, draw_bits, key, key_tensor
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import world_size
 from limbeck.core.relations import rows, unit
 
 
@@ -169,12 +170,11 @@ class Banks(nn.Module):
 
 def everywhere(*tensors: Tensor) -> list[Tensor]:
     """Rows of all ranks, so that every rank makes the same changes to its banks."""
-    dist = torch.distributed
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return list(tensors)
     gathered = []
     for tensor in tensors:
-        whole = tensor.new_empty(dist.get_world_size() * tensor.shape[0], *tensor.shape[1:])
-        dist.all_gather_into_tensor(whole, tensor.contiguous())
+        whole = tensor.new_empty(world_size() * tensor.shape[0], *tensor.shape[1:])
+        torch.distributed.all_gather_into_tensor(whole, tensor.contiguous())
         gathered.append(whole)
     return gathered

@@ -13,6 +13,8 @@ from torch import Tensor
 from limbeck.core.hashing import key
 from limbeck.core.reduction import widen
 
+_apart = False  # within :func:`alone`
+
 
 def world_size() -> int:
     """How many processes train together.
@@ -21,7 +23,22 @@ def world_size() -> int:
     1
     """
     dist = torch.distributed
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if not _apart and dist.is_available() and dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """As if this process were the only one: for work that the others have no part in, or do by themselves.
+
+    >>> with alone(): world_size()
+    1
+    """
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
 
 
 def rank_here() -> int:
@@ -211,3 +228,16 @@ def rows_of_ranks(count: int, device: torch.device) -> Rows:
     sizes = [torch.zeros((), dtype=torch.long, device=device) for _ in range(world_size())]
     torch.distributed.all_gather(sizes, torch.tensor(count, device=device))
     return Rows(tuple(int(size) for size in sizes), torch.distributed.get_rank())
+
+
+def gather_bytes(payload: bytes, device: torch.device) -> list[bytes]:
+    """Every process's bytes in order, which may be of any length.
+
+    >>> gather_bytes(b"ab", torch.device("cpu"))
+    [b'ab']
+    """
+    if world_size() == 1:
+        return [payload]
+    own = torch.frombuffer(bytearray(payload + b"\0"), dtype=torch.uint8).to(device)  # one more: none has no tensor
+    rows = rows_of_ranks(len(own), device)
+    return [part[:-1].cpu().numpy().tobytes() for part in rows.gather(own).split(rows.sizes)]
