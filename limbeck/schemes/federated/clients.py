@@ -15,11 +15,13 @@ from multiprocessing.process import BaseProcess
 from typing import Literal, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from limbeck.core.errors import ConfigError, LimbeckError
+from limbeck.core.ranks import gather_bytes, world_size
 from limbeck.engine.config import TrainConfig
 from limbeck.schemes.federated.local import Round
-from limbeck.schemes.federated.wire import Tensors, pack, unpack
+from limbeck.schemes.federated.wire import Tensors, below, pack, under, unpack
 
 Where = Literal["simulated", "processes"]
 
@@ -68,6 +70,32 @@ class Answers:
     kept: dict[int, Tensors] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
 
+    def everywhere(self, device: torch.device) -> Answers:
+        """With what the clients of all other ranks said; the same on each.
+
+        Args:
+            device: By which ranks talk.
+        """
+        if world_size() == 1:
+            return self
+        own = {f"said/{number}": _raw(payload) for number, payload in self.said.items()}
+        own |= {f"lost/{number}": _raw(why.encode()) for number, why in self.lost.items()}
+        for number, tensors in self.kept.items():
+            own |= under(f"kept/{number}", tensors)
+        found = Answers()
+        for payload in gather_bytes(pack(own), device):
+            every = unpack(payload)
+            found.lost |= {int(n): tensor.numpy().tobytes().decode() for n, tensor in below("lost", every).items()}
+            said = {int(n): tensor.numpy().tobytes() for n, tensor in below("said", every).items()}
+            found.said |= said
+            found.kept |= {number: below(f"kept/{number}", every) for number in said}
+        found.said = dict(sorted(found.said.items()))  # sums are those of one process
+        return found
+
+
+def _raw(payload: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+
 
 class Clients(Protocol):
     """Where clients run."""
@@ -80,7 +108,7 @@ class Clients(Protocol):
 
 
 class Simulated:
-    """All clients in this process, one after the other."""
+    """The clients in this process, one after the other; of several ranks each has its part of them."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -97,7 +125,7 @@ class Simulated:
 
 
 class Processes:
-    """Each client in a process of its own, of one thread.
+    """Each client in a process of its own, of one thread, which belongs to one rank.
 
     It has the data from when it was forked; what it is told and what it says are the bytes of the wire. One that dies,
     fails or is too late is lost for the round, and is started again for the next. What it kept is as it was before.

@@ -82,7 +82,8 @@ class FedAvg(Scheme):
         alpha: Of the Dirichlet split; ``None``: equal parts.
         epochs: Of a client in a round.
         fraction: Of the clients, asked in a round.
-        clients: ``"simulated"`` in this process, or ``"processes"``: each in one of its own.
+        clients: ``"simulated"`` in this process, or ``"processes"``: each in one of its own. Several ranks share them:
+            client i lives on rank i modulo their number, and every rank does the server's part.
         public: Share of the samples that no client has, for a fair comparison with methods that need such.
         least: Samples of every client; the split is drawn until each has them.
         timeout: Seconds that a round waits for processes; ``None``: until they answer or die.

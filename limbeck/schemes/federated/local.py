@@ -135,6 +135,7 @@ def learn(
         distiller.setup(example, DataInfo(loader.samples, None, loader.classes, task=loader.task))
         distiller.to(accelerator.device)
         step = Step(accelerator, distiller, distiller, place.config, steps * place.total)
+        step.distributed, step.whole = False, place.config.accumulate == 1  # other ranks have other clients
         train_mode(distiller)
         done = steps * place.number  # so that terms see how far the run is
         for epoch in range(first, first + epochs):

@@ -1,4 +1,8 @@
-"""Rounds: the server asks, clients answer or are lost, the student moves to what came of it. A step is a round."""
+"""Rounds: the server asks, clients answer or are lost, the student moves to what came of it. A step is a round.
+
+Several ranks share the clients: client i lives on rank i modulo their number. What clients say goes to all ranks, and
+so does what they keep, since it lies in the checkpoint; every rank then does the server's part, alike.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.core.files import write_text
 from limbeck.core.hashing import draw_bits, key, key_tensor
-from limbeck.core.objective import DataInfo, Objective
+from limbeck.core.objective import Contract, DataInfo, Objective
+from limbeck.core.ranks import alone, rank_here, world_size
 from limbeck.data.blank import BlankLoader
 from limbeck.data.loader import Loader
 from limbeck.engine.config import TrainConfig
@@ -27,7 +32,6 @@ from limbeck.schemes.federated.clients import Answers, Clients, Where, Work, cli
 from limbeck.schemes.federated.local import Round, check_config, seeded
 from limbeck.schemes.federated.split import indexed
 from limbeck.schemes.federated.wire import Tensors, pack, unpack
-from limbeck.schemes.parts.looking import one_process
 from limbeck.schemes.scheme import Cast, Training
 
 _WHO = 63  # keeps these draws apart from others
@@ -80,6 +84,12 @@ class Kept(nn.Module):
             self._buffers[name.replace(".", "|")].copy_(tensor)  # type: ignore[union-attr]
 
 
+class Moving(Objective):
+    """Stands for the move of a round, which is counted as a sample on each rank."""
+
+    contract = Contract(normalizer="samples", at_equal=None)
+
+
 class Federation(Distiller):
     r"""The server, whose student is the model that ships.
 
@@ -101,6 +111,7 @@ class Federation(Distiller):
         self.clients: Clients | None = None
         self.goal: list[Tensor] | None = None
         self.notes: dict[str, float] = {}
+        self.moving = Moving()
 
     @abstractmethod
     def tell(self, number: int, place: Round) -> Tensors:
@@ -129,8 +140,11 @@ class Federation(Distiller):
         asked = self.asked(place.number)
         told = {number: pack(self.tell(number, place), self.work.hears) for number in asked}
         kept = {number: self._kept(number).tensors for number in asked}
+        rank, world = rank_here(), world_size()
         with seeded(self.seed, place.number):
-            answers = self.clients.ask(place, kept, told)
+            with alone():
+                answers = self.clients.ask(place, kept, {n: p for n, p in told.items() if n % world == rank})
+            answers = answers.everywhere(batch.inputs.device)
             if not answers.said:
                 raise TrainingError(
                     "no client answered",
@@ -140,8 +154,9 @@ class Federation(Distiller):
             for number, keeps in answers.kept.items():
                 self._kept(number).keep(keeps)
             said = {number: unpack(payload, self.work.says) for number, payload in answers.said.items()}
-            self._aim(self.hear(said, place))
-            self.notes = {} if not self._judged(place) else self.judge(place)
+            with alone():  # every rank is the server
+                self._aim(self.hear(said, place))
+                self.notes = {} if not self._judged(place) else self.judge(place)
         self._note(place, told, answers)
         return batch
 
@@ -180,7 +195,7 @@ class Federation(Distiller):
         up, down = {n: len(p) for n, p in answers.said.items()}, {n: len(p) for n, p in told.items()}
         self.notes |= {"bytes_up": float(sum(up.values())), "bytes_down": float(sum(down.values()))}
         self.notes |= {"answered": float(len(up)), "lost": float(len(answers.lost))}
-        if self.folder is None:
+        if self.folder is None or rank_here() > 0:
             return
         path, line = self.folder / RECORD, {"round": place.number + 1, "asked": sorted(told), "answered": sorted(up)}
         lost = [{"client": number, "why": why} for number, why in sorted(answers.lost.items())]
@@ -194,12 +209,11 @@ class Federation(Distiller):
     # -- what the engine asks --------------------------------------------------------------------------------------
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> Federation:
-        one_process("of a federation")
         self.close()
         return self
 
     def objectives(self) -> Iterator[Objective]:
-        return iter(())  # the clients' own; the server has none
+        yield self.moving  # the clients have their own
 
     def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
         return self.student.parameters()
@@ -264,9 +278,21 @@ def training_of(name: str, cast: Cast, make: Callable[[], Federation]) -> Traini
 
         return Training([Stage(name, server, config)], train=refused)
 
-    def blank() -> Loader:
-        found = BlankLoader(train, samples=train.batch_size)
-        found.samples = found.batch_size = 1
-        return found
+    return Training([Stage(name, server, config)], train=lambda: Beat(train))
 
-    return Training([Stage(name, server, config)], train=blank)
+
+class Beat(BlankLoader):
+    """A round a step, and a sample without data for each rank.
+
+    Args:
+        train: The data, of which the shape is taken.
+    """
+
+    def __init__(self, train: Loader) -> None:
+        super().__init__(train, samples=train.batch_size)
+        self.samples = self.batch_size = 1
+
+    def epoch(
+        self, epoch: int, *, start_step: int = 0, rank: int = 0, world: int = 1, parts: int = 1
+    ) -> Iterator[list[Batch]]:
+        return super().epoch(epoch, start_step=start_step, parts=parts)
