@@ -14,6 +14,7 @@ from limbeck.core.distiller import Losses
 from limbeck.core.errors import ConfigError
 from limbeck.core.heads import two_layers
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import as_on_first
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.data.blank import BlankLoader
 from limbeck.engine.stage import Stage
@@ -59,7 +60,8 @@ from limbeck.schemes.scheme import Cast, Scheme, Training, register
             "images are shown as they were made, since the paper finds that views of them hurt.",
             "A round's images are those of its least loss; they are kept as bytes.",
         ),
-        cost="A round takes forty steps of generator, teacher and student over its images.",
+        cost="A round takes forty steps of generator, teacher and student over its images; several processes make the "
+        "same images, each for itself.",
     )
 )
 class CAEDFKD(Scheme):
@@ -136,7 +138,7 @@ class CAEDFKD(Scheme):
         teacher, loader = teacher_at_hand(cast, "cae_dfkd"), without_data(cast, "cae_dfkd")
         distiller = Naming(cast.student, cast.loss, teacher, logits=cast.logits, also=("penultimate",))
         capacity = capacity_of(cast, loader, self.every, self.size, self.pool)
-        distiller.plan(self, loader, capacity=capacity, statistics=self.statistics > 0)
+        distiller.plan(self, loader, seed=cast.seed, capacity=capacity, statistics=self.statistics > 0)
         yield Training([Stage("cae_dfkd", distiller, cast.config)], train=loader)
 
 
@@ -223,6 +225,7 @@ class Naming(Remembering):
             with at_rest(self.student), torch.no_grad():
                 width = self.heard(batch)["penultimate"].flatten(1).shape[1]
             self.head = two_layers(width, width, scheme.head).to(inputs.device)
+        self.learns_in_rounds("pool.", "maker.")
         return self
 
     def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
@@ -257,6 +260,7 @@ class Naming(Remembering):
             loss.backward()
             optimizer.step()
         maker.zero_grad()
+        as_on_first([best, *maker.state_dict().values()])
         return best
 
     def round_loss(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -276,10 +280,11 @@ class Naming(Remembering):
         prepared = self.prepare(batch)
         student, teacher = self.traces(prepared)
         losses = self.compare(student, teacher, prepared, counted=batch)
-        feature = self.head(student["penultimate"].flatten(1).float())
-        groups = classes.repeat(len(feature) // len(classes))  # views of a sample stand view after view
-        value = supervised_contrast(feature, groups, self.scheme.temperature)
-        losses.total = losses.total + self.scheme.contrast * value
+        feature, rows = self.head(student["penultimate"].flatten(1).float()), self.rows_of(batch)
+        feature = rows.gather(feature.unflatten(0, (-1, batch.size)).transpose(0, 1))  # views stand view after view
+        groups = classes.repeat(feature.shape[1])
+        value = supervised_contrast(feature.transpose(0, 1).flatten(0, 1), groups, self.scheme.temperature)
+        losses.total = losses.total + self.scheme.contrast * rows.of_whole(value)
         losses.terms["classes_apart"] = value.detach()
         losses.weights["classes_apart"] = value.new_tensor(self.scheme.contrast)
         return losses

@@ -14,6 +14,7 @@ from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.errors import ConfigError
 from limbeck.core.heads import two_layers
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import as_on_first
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.engine.stage import Stage
 from limbeck.models.generator import Generator
@@ -91,7 +92,8 @@ def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
             "A round's images are those of its least loss; they are kept as bytes, as the code's image files do.",
             "The bank begins to count once it holds something, as in the code.",
         ),
-        cost="A round takes two hundred steps of generator, teacher and student over its images.",
+        cost="A round takes two hundred steps of generator, teacher and student over its images; several processes "
+        "make the same images, each for itself.",
     )
 )
 class CMI(Scheme):
@@ -166,7 +168,9 @@ class CMI(Scheme):
                 "its views are of images", where="scheme cmi", found=list(loader.shape), remedy="use dafl"
             )
         distiller = Inverting(cast.student, cast.loss, teacher, logits=cast.logits)
-        distiller.plan(self, loader, capacity=capacity_of(cast, loader, self.every, self.size, self.pool))
+        distiller.plan(
+            self, loader, seed=cast.seed, capacity=capacity_of(cast, loader, self.every, self.size, self.pool)
+        )
         distiller.kept = capacity_of(cast, loader, self.every, self.size, self.bank)
         yield Training([Stage("cmi", distiller, cast.config)], train=loader)
 
@@ -184,6 +188,7 @@ class Inverting(Remembering):
                 width = self.features(batch.inputs)[0].shape[1]
             head = two_layers(width, width, self.scheme.head)
             self.bank = Bank(self.kept, width, head).to(batch.inputs.device)
+        self.learns_in_rounds("pool.", "bank.")
         return self
 
     def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
@@ -220,6 +225,7 @@ class Inverting(Remembering):
             optimizer.step()
             beside.step()
         self.bank.keep_moments(beside)
+        as_on_first([best, felt, *self.bank.head.parameters(), self.bank.moments])
         self.bank.add(felt)
         return best
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch  # noqa: F401  for the example
 from torch import Tensor, nn  # noqa: F401  for the example
@@ -46,7 +47,8 @@ from limbeck.schemes.scheme import Cast, Scheme, Training, register
             "Both move at once, on the same images, as in the code.",
             "The feature is what enters the teacher's last linear layer.",
         ),
-        cost="In each step the generator runs twice and the teacher once more, with gradients.",
+        cost="In each step the generator runs twice and the teacher once more, with gradients; of several processes "
+        "each does so for the whole batch.",
     )
 )
 class DAFL(Scheme):
@@ -98,7 +100,8 @@ class DAFL(Scheme):
     def trainings(self, cast: Cast) -> Iterator[Training]:
         teacher, loader = teacher_at_hand(cast, "dafl"), without_data(cast, "dafl")
         distiller = Pleasing(cast.student, cast.loss, teacher, logits=cast.logits)
-        distiller.plan(self, loader, latent=self.latent, width=self.width, lr=self.lr, same=True, taps=("penultimate",))
+        sizes: dict[str, Any] = {"latent": self.latent, "width": self.width, "lr": self.lr}
+        distiller.plan(self, loader, seed=cast.seed, **sizes, same=True, taps=("penultimate",))
         yield Training([Stage("dafl", distiller, cast.config)], train=loader)
 
 

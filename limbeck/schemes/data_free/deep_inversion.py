@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.catalogue import Card
+from limbeck.core.ranks import as_on_first
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.engine.stage import Stage
 from limbeck.schemes.data_free.losses import competition_loss, one_hot_loss, total_variation
@@ -51,7 +52,8 @@ from limbeck.schemes.scheme import Cast, Scheme, Training, register
             "Images stay between black and white, as in the authors' script for ImageNet.",
             "Of a round's iterations the images of the least loss are kept.",
         ),
-        cost="A round takes a thousand steps of teacher and student over its images, with gradients.",
+        cost="A round takes a thousand steps of teacher and student over its images, with gradients; several processes "
+        "make the same images, each for itself.",
     )
 )
 class DeepInversion(Scheme):
@@ -113,7 +115,7 @@ class DeepInversion(Scheme):
         teacher, loader = teacher_at_hand(cast, "deep_inversion"), without_data(cast, "deep_inversion")
         distiller = Dreaming(cast.student, cast.loss, teacher, logits=cast.logits)
         capacity = capacity_of(cast, loader, self.every, self.size, self.pool)
-        distiller.plan(self, loader, capacity=capacity)
+        distiller.plan(self, loader, seed=cast.seed, capacity=capacity)
         yield Training([Stage("deep_inversion", distiller, cast.config)], train=loader)
 
 
@@ -140,6 +142,7 @@ class Dreaming(Remembering):
             if limits is not None:
                 with torch.no_grad():
                     torch.clamp(images, *limits, out=images)
+        as_on_first([best])
         return best
 
     def dream_loss(self, images: Tensor, targets: Tensor) -> Tensor:

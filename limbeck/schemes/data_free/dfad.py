@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,8 @@ from limbeck.schemes.scheme import Cast, Scheme, Training, register
             "With `by: loss` the student learns by the recipe's loss in the place of the paper's.",
             "The student is in training mode while the generator moves, as in the code.",
         ),
-        cost="In every fifth step the generator runs twice, and both models once more, with gradients.",
+        cost="In every fifth step the generator runs twice, and both models once more, with gradients; of several "
+        "processes each does so for the whole batch.",
     )
 )
 class DFAD(Scheme):
@@ -80,7 +81,8 @@ class DFAD(Scheme):
     def trainings(self, cast: Cast) -> Iterator[Training]:
         teacher, loader = teacher_at_hand(cast, "dfad"), without_data(cast, "dfad")
         distiller = Adversarial(cast.student, cast.loss, teacher, logits=cast.logits)
-        distiller.plan(self, loader, latent=self.latent, width=self.width, lr=self.lr, every=self.every)
+        sizes: dict[str, Any] = {"latent": self.latent, "width": self.width, "lr": self.lr}
+        distiller.plan(self, loader, seed=cast.seed, **sizes, every=self.every)
         yield Training([Stage("dfad", distiller, cast.config)], train=loader)
 
 
@@ -95,7 +97,7 @@ class Adversarial(Generating):
         logits = self.said(batch.inputs)
         with torch.no_grad():
             wanted = self.inverted(batch.inputs).logits
-        value = discrepancy(logits, wanted)
+        value = discrepancy(logits, wanted) * self.rows_of(batch).share
         terms = {"discrepancy": value.detach()}
         return Losses(value, terms, {"discrepancy": torch.ones_like(value)}, logits.detach(), {"distill": value})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import drawn_alike, rows_of_ranks
 from limbeck.core.reduction import check_inside, check_positive, widen
 from limbeck.core.survey import call_model
 from limbeck.core.teacher import FrozenTeacher
@@ -22,7 +24,7 @@ from limbeck.data.blank import BlankLoader
 from limbeck.engine.stage import Stage
 from limbeck.objectives.feature.simkd import SimKD, simkd_loss
 from limbeck.schemes.data_free.contrast import paired_contrast
-from limbeck.schemes.data_free.made import alone, teacher_at_hand, unlabelled
+from limbeck.schemes.data_free.made import teacher_at_hand, unlabelled
 from limbeck.schemes.data_free.other_images import other_images
 from limbeck.schemes.data_free.pool import at_rest
 from limbeck.schemes.data_free.selection import Reselecting, confident
@@ -40,7 +42,19 @@ def teachers_share(progress: float, ends: float = 0.5, falls: float = 2 / 3) -> 
     return 1 - math.exp(-5 * (progress / falls - 1) ** 2) if progress < ends else 0.0
 
 
-def mix_distribution(images: Tensor, others: Tensor, share: Tensor, epsilon: float = 1e-6) -> Tensor:
+def colours(images: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Mean and deviation of each channel of each image, ``[B, 2, C, 1, 1]``; constants.
+
+    >>> colours(torch.ones(1, 1, 2, 2)).flatten().round(decimals=4)
+    tensor([1.0000, 0.0010])
+    """
+    variance, mean = torch.var_mean(images.detach(), dim=(2, 3), keepdim=True)
+    return torch.stack([mean, (variance + epsilon).sqrt()], dim=1)
+
+
+def mix_distribution(
+    images: Tensor, others: Tensor, share: Tensor, epsilon: float = 1e-6, *, among: Tensor | None = None
+) -> Tensor:
     r"""Images with the colours of a mixture of their own and others': mean and deviation of each channel are mixed.
 
     .. math:: \tilde x = \frac{x - \mu}{\sigma} \sigma' + \mu', \qquad
@@ -51,14 +65,15 @@ def mix_distribution(images: Tensor, others: Tensor, share: Tensor, epsilon: flo
         others: ``[B]``: the row whose statistics are mixed in.
         share: :math:`\lambda`, ``[B]``.
         epsilon: Added to variances.
+        among: The :func:`colours` of all others, of which ``others`` are rows; ``None``: the images' own.
 
     >>> x = torch.rand(3, 1, 4, 4)
     >>> torch.allclose(mix_distribution(x, torch.tensor([1, 2, 0]), torch.ones(3)), x, atol=1e-5)
     True
     """
-    variance, mean = torch.var_mean(images.detach(), dim=(2, 3), keepdim=True)
-    deviation, part = (variance + epsilon).sqrt(), share.view(-1, 1, 1, 1).to(images.dtype)
-    mean_of, deviation_of = (part * own + (1 - part) * own[others] for own in (mean, deviation))
+    own = colours(images, epsilon)
+    part, theirs = share.view(-1, 1, 1, 1, 1).to(images.dtype), (own if among is None else among)[others]
+    (mean, deviation), (mean_of, deviation_of) = own.unbind(1), (part * own + (1 - part) * theirs).unbind(1)
     return (images - mean) / deviation * deviation_of + mean_of
 
 
@@ -169,7 +184,6 @@ class KD3(Scheme):
                 found=", ".join(cast.loss.names),
                 remedy="use loss={simkd: 1}",
             )
-        alone("kd3")
         whole_batches(cast.config.accumulate, "KD3", "contrasts a batch's samples with one another")
         pool = indexed(cast.train, "KD3")
         if self.source is not None:
@@ -179,7 +193,7 @@ class KD3(Scheme):
             raise ConfigError("statistics of colours are mixed, of images", where="scheme kd3", found=found)
         also = ("logits", "head.projector@in")
         distiller = Shifted(cast.student, cast.loss, teacher, logits=cast.logits, also=also)
-        distiller.plan(self, objectives[0])
+        distiller.plan(self, objectives[0], cast.seed)
         distiller.pool = pool
         loader = Reselecting(pool, distiller.choose, distiller.rows) if self.select else pool
         yield Training([Stage("kd3", distiller, cast.config)], train=loader)
@@ -192,9 +206,9 @@ class Shifted(Distiller):
     reached: Tensor
     pool: Any
 
-    def plan(self, scheme: KD3, simkd: SimKD) -> None:
+    def plan(self, scheme: KD3, simkd: SimKD, seed: int = 0) -> None:
         """Take the settings."""
-        self.scheme, self._hint = scheme, simkd.teacher_tap
+        self.scheme, self._hint, self.seed = scheme, simkd.teacher_tap, seed
         self.embeds: nn.ModuleList | None = None
         self._known: Tensor | None = None  # what the teacher says of the pool
         self.register_buffer("reached", torch.zeros(()))  # progress
@@ -245,9 +259,12 @@ class Shifted(Distiller):
     def made(self, batch: Batch) -> Batch:
         self.reached.fill_(batch.progress)
         images = batch.inputs
-        others = torch.randperm(len(images), device=images.device)
-        share = torch.distributions.Beta(self.scheme.beta, self.scheme.beta).sample((len(images),)).to(images.device)
-        found = unlabelled(batch, images, mixed=mix_distribution(images, others, share))
+        rows = rows_of_ranks(len(images), images.device)
+        with drawn_alike(images.device, self.seed, *struct.pack("<d", float(batch.progress))):
+            others = torch.randperm(rows.whole, device=images.device)[rows.own]
+            share = torch.distributions.Beta(self.scheme.beta, self.scheme.beta).sample((rows.whole,))[rows.own]
+        mixed = mix_distribution(images, others, share.to(images.device), among=rows.gather(colours(images)))
+        found = unlabelled(batch, images, mixed=mixed, rows=rows)
         return found.replace(index=batch.index, view=batch.view)
 
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
@@ -257,7 +274,8 @@ class Shifted(Distiller):
         student, teacher = self.traces(batch)
         mixed = batch.replace(inputs=batch.extras["mixed"])
         rows = simkd_loss(student["head.projector"], teacher[self._hint], reduction="none")
-        terms = {"aligned": aligned_by_classifier(rows, student.logits, teacher.logits)}
+        whole = batch.extras["rows"]
+        terms = {"aligned": aligned_by_classifier(rows, student.logits, teacher.logits) * whole.share}
         ((_, _, schedule),) = self.loss.items()
         weights = {"aligned": schedule(batch.progress).to(rows.device)}
         if self.scheme.mix:
@@ -268,8 +286,8 @@ class Shifted(Distiller):
             )
             values = []
             for embed, pair in zip(self.embeds, pairs, strict=True):
-                first, second = (embed(feature.float()) for feature in pair)
-                values.append(paired_contrast(first, second, self.scheme.temperature))
+                first, second = (whole.gather(embed(feature.float())) for feature in pair)
+                values.append(whole.of_whole(paired_contrast(first, second, self.scheme.temperature)))
             terms["contrast"], weights["contrast"] = torch.stack(values).sum(), rows.new_tensor(self.scheme.mix)
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         return Losses(total, {name: value.detach() for name, value in terms.items()}, weights, student.logits.detach())

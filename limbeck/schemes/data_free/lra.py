@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,10 @@ from limbeck.engine.stage import Stage
 from limbeck.schemes.data_free.losses import discrepancy, information_entropy_loss, one_hot_loss
 from limbeck.schemes.data_free.made import Generating, teacher_at_hand, without_data
 from limbeck.schemes.data_free.memory import Replay, Reservoir
+from limbeck.schemes.parts.unrolled import stepped
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
+
+_REPLAY = 3  # keeps its draws apart from those of the other turns
 
 
 @register(
@@ -51,7 +54,8 @@ from limbeck.schemes.scheme import Cast, Scheme, Training, register
             "fresh images and from its own whenever the generator moves.",
             "The step on earlier images moves the running statistics of the student's normalisations too.",
         ),
-        cost="In each step the student is asked about two batches and differentiated twice.",
+        cost="In each step the student is asked about two batches and differentiated twice; generator and memory learn "
+        "from the whole batch in each of several processes.",
     )
 )
 class LRA(Scheme):
@@ -117,7 +121,7 @@ class LRA(Scheme):
         teacher, loader = teacher_at_hand(cast, "lra"), without_data(cast, "lra")
         distiller = Retaining(cast.student, cast.loss, teacher, logits=cast.logits)
         sizes: dict[str, Any] = {"latent": self.latent, "width": self.width, "lr": self.lr, "every": self.every}
-        distiller.plan(self, loader, **sizes, statistics=self.statistics > 0)
+        distiller.plan(self, loader, **sizes, statistics=self.statistics > 0, seed=cast.seed)
         distiller.inner_lr = cast.config.lr if self.inner_lr is None else self.inner_lr
         if self.memory == "replay":
             distiller.turns = ("student", "generator", "replay")  # type: ignore[assignment]
@@ -160,7 +164,7 @@ class Retaining(Generating):
                 earlier.add(inputs)
         elif moved:
             extras = {**extras, "earlier": earlier.draw(len(like))}
-        return inputs, extras
+        return inputs, {**extras, "fresh": inputs}
 
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
         return self._remember(batch) if turn == "replay" else super().forward(batch, turn)
@@ -171,14 +175,16 @@ class Retaining(Generating):
     @torch.compiler.disable
     def _unrolled(self, batch: Batch) -> Losses:
         losses = super().learn(batch) if self.scheme.by == "loss" else self._acquire(batch)
-        earlier = batch.extras.get("earlier")
+        rows, earlier = self.rows_of(batch), batch.extras.get("earlier")
         if earlier is None:
             return losses
+        earlier = earlier[rows.own]
         weights = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         moved = stepped(losses.total, weights, self.inner_lr, second_order=self.scheme.second_order)
         with torch.no_grad():
             wanted = self.inverted(earlier).logits
-        retained = discrepancy(logits_of(functional_call(self.student, moved, (earlier,)), self._logits), wanted)
+        said = logits_of(functional_call(self.student, moved, (earlier,)), self._logits)
+        retained = discrepancy(said, wanted) * rows.share
         losses.total = losses.total + retained
         losses.terms["retained"], losses.weights["retained"] = retained.detach(), torch.ones_like(retained)
         losses.apart = {}
@@ -188,7 +194,7 @@ class Retaining(Generating):
         logits = self.said(batch.inputs)
         with torch.no_grad():
             wanted = self.inverted(batch.inputs).logits
-        value = discrepancy(logits, wanted)
+        value = discrepancy(logits, wanted) * self.rows_of(batch).share
         return Losses(value, {"acquired": value.detach()}, {"acquired": torch.ones_like(value)}, logits.detach())
 
     def judge(self, inputs: Tensor, drawn: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
@@ -206,35 +212,9 @@ class Retaining(Generating):
     def _remember(self, batch: Batch) -> Losses:
         earlier = self.earlier
         assert isinstance(earlier, Replay)
-        if int(self.moves) % self.every:
-            idle = next(p for p in self.student.parameters() if p.requires_grad).sum() * 0
-            return Losses(idle, {}, self._weights)
-        known = batch.extras.get("earlier")
-        value = earlier.loss(batch.inputs if known is None else torch.cat([batch.inputs, known]))
+        if "fresh" not in batch.extras or int(self.moves) % self.every:
+            return self.idle()
+        known = [batch.extras[name] for name in ("fresh", "earlier") if name in batch.extras]
+        with self.drawing(_REPLAY, batch.inputs.device):
+            value = earlier.loss(torch.cat(known))
         return Losses(value, {"replay": value.detach()}, {"replay": torch.ones_like(value)})
-
-
-def stepped(
-    loss: Tensor, weights: Mapping[str, Tensor], rate: float, *, second_order: bool = True
-) -> dict[str, Tensor]:
-    r"""Weights after one gradient step, :math:`\theta' = \theta - \alpha \nabla L(\theta)`; loss and step may both be
-    differentiated further.
-
-    Args:
-        loss: Of the weights.
-        weights: By name; one that the loss does not know stays.
-        rate: :math:`\alpha`.
-        second_order: :math:`\nabla L` depends on the weights; else it is a constant.
-
-    >>> w = torch.tensor(2.0, requires_grad=True)
-    >>> new = stepped(w**2 / 2, {"w": w}, 0.1)["w"]
-    >>> torch.autograd.grad((new - 1) ** 2 / 2, w)[0].round(decimals=4)
-    tensor(0.7200)
-    """
-    found = torch.autograd.grad(
-        loss, list(weights.values()), create_graph=second_order, retain_graph=True, allow_unused=True
-    )
-    return {
-        name: weight if gradient is None else weight - rate * gradient
-        for (name, weight), gradient in zip(weights.items(), found, strict=True)
-    }

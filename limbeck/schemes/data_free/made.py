@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import Rows, drawn_alike, rows_of_ranks
 from limbeck.core.survey import call_model
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.core.trace import logits_of
@@ -19,6 +21,8 @@ from limbeck.data.blank import BlankLoader
 from limbeck.models.generator import End, Generator
 from limbeck.schemes.data_free.inversion import Inverted
 from limbeck.schemes.scheme import Cast
+
+_INPUTS, _TURN = 1, 2  # keep these draws apart
 
 #: What a generator's optimizer does not take over from the student's.
 _PLAIN: dict[str, Any] = {"weight_decay": 0.0, "schedule": "constant", "schedule_options": {}, "warmup": 0.0}
@@ -48,8 +52,8 @@ def without_data(cast: Cast, who: str) -> BlankLoader:
     """As many steps as the recipe's data have, without any of them.
 
     Raises:
-        ConfigError: Steps are cut into parts, several processes train, or losses are scaled; a batch that is made is
-            one, since its statistics are those of the whole.
+        ConfigError: Steps are cut into parts, or losses are scaled; a batch that is made is one, since its statistics
+            are those of the whole.
     """
     if cast.config.accumulate != 1:
         raise ConfigError(
@@ -66,14 +70,7 @@ def without_data(cast: Cast, who: str) -> BlankLoader:
     return cast.train if isinstance(cast.train, BlankLoader) else BlankLoader(cast.train)
 
 
-def alone(who: str) -> None:
-    """Refuse to train in several processes."""
-    ranks = torch.distributed
-    if ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1:
-        raise ConfigError("it trains in one process", where=f"scheme {who}", remedy="start a single one")
-
-
-def unlabelled(batch: Batch, inputs: Tensor, **extras: Tensor) -> Batch:
+def unlabelled(batch: Batch, inputs: Tensor, **extras: Any) -> Batch:
     """A batch of what was made: it has no ids, and nobody knows its labels."""
     labels = torch.full((len(inputs),), -1, dtype=torch.long, device=inputs.device)
     return batch.replace(
@@ -85,32 +82,50 @@ class Made(Distiller):
     """A student whose inputs are made, in the normalised space in which it is to see data.
 
     Labels are unknown, so terms of a loss that learn from labels are 0. A subclass says by ``make`` what is made.
+
+    Of several processes each makes the whole step's batch, alike; its student then learns from its own rows. What is
+    drawn for it follows from the seed and the number of batches made before.
     """
 
     who = "it"
     moves: Tensor
 
-    def plan(self, scheme: Any, loader: BlankLoader) -> None:
+    def plan(self, scheme: Any, loader: BlankLoader, *, seed: int = 0) -> None:
         """Take the scheme's settings and what is known of inputs."""
-        self.scheme, self.normalise, self.classes = scheme, loader.normalise, loader.classes
+        self.scheme, self.normalise, self.classes, self.seed = scheme, loader.normalise, loader.classes, seed
         self.register_buffer("moves", torch.zeros((), dtype=torch.long))  # batches that were made
 
     def settled(self) -> dict[str, Any]:
         return {**super().settled(), **{k: v for k, v in vars(self.scheme).items() if not k.startswith("_")}}
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> Made:
-        alone(self.who)
         super().setup(unlabelled(batch, batch.inputs), data)
         return self
 
+    def prepare(self, batch: Batch) -> Batch:
+        """As usual; a batch of nobody's labels, such as an example, has none that are known."""
+        return super().prepare(unlabelled(batch, batch.inputs) if batch.labels is None else batch)
+
     def make(self, like: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Inputs shaped ``like`` those, and what else a turn wants to know of them."""
+        """Inputs shaped ``like`` those, of all processes, and what else a turn wants to know of them."""
         raise TypeError(f"{type(self).__name__} must define make")  # pragma: no cover
 
     def made(self, batch: Batch) -> Batch:
-        inputs, extras = self.make(batch.inputs)
+        own = batch.inputs
+        rows = rows_of_ranks(len(own), own.device)
+        with self.drawing(_INPUTS, own.device):
+            inputs, extras = self.make(own if rows.whole == len(own) else own.new_zeros(rows.whole, *own.shape[1:]))
         self.moves += 1
-        return unlabelled(batch, inputs, **extras)
+        return unlabelled(batch, inputs[rows.own], rows=rows, **extras)
+
+    def drawing(self, purpose: int, device: torch.device) -> AbstractContextManager[None]:
+        """Within, all processes draw the same."""
+        return drawn_alike(device, self.seed, int(self.moves), purpose)
+
+    @staticmethod
+    def rows_of(batch: Batch) -> Rows:
+        """Which rows of what was made a batch is."""
+        return batch.extras.get("rows") or Rows((batch.size,))
 
     def said(self, inputs: Tensor) -> Tensor:
         """The student's logits, with gradients to the inputs."""
@@ -121,7 +136,8 @@ class Generating(Made):
     """A student and a generator, each with its turn: the student learns from what the generator makes.
 
     In each step the student learns from fresh images; in every ``every``-th the generator learns too, by ``judge``.
-    A step is one of the student's, so schemes are compared over as many of those.
+    A step is one of the student's, so schemes are compared over as many of those. Of several processes each makes and
+    judges all images, since the generator normalises over them, and entropies and statistics are those of all.
     """
 
     turns = ("student", "generator")
@@ -141,6 +157,7 @@ class Generating(Made):
         end: End = "normal",
         taps: tuple[str, ...] = (),
         statistics: bool = False,
+        seed: int = 0,
     ) -> None:
         """Take the settings.
 
@@ -153,8 +170,9 @@ class Generating(Made):
             same: The generator is judged by what the student learns from in this step; else by other images.
             taps: Of the teacher, wanted by ``judge``.
             statistics: The teacher's normalisations are listened to.
+            seed: Of what is drawn.
         """
-        super().plan(scheme, loader)
+        super().plan(scheme, loader, seed=seed)
         self.latent, self.width, self.end, self.every, self.same = latent, width, end, every, same
         self._asked = {"taps": taps, "statistics": statistics}
         self._own = {"optimizer": "adam", "lr": lr, "optimizer_options": {"betas": list(betas)}, **_PLAIN}
@@ -207,6 +225,10 @@ class Generating(Made):
         """The student's turn."""
         return super().forward(batch)
 
+    def idle(self) -> Losses:
+        """Nothing reaches who has the turn, so its optimizer leaves it as it is."""
+        return Losses(next(p for p in self.student.parameters() if p.requires_grad).sum() * 0, {}, self._weights)
+
     def judge(self, inputs: Tensor, drawn: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
         """The generator's losses, each with its weight."""
         raise TypeError(f"{type(self).__name__} must define judge")  # pragma: no cover
@@ -214,10 +236,10 @@ class Generating(Made):
     @torch.compiler.disable
     def _move(self, batch: Batch) -> Losses:
         assert self.generator is not None
-        if int(self.moves) % self.every:  # nothing reaches the generator, so its optimizer leaves it as it is
-            idle = next(p for p in self.student.parameters() if p.requires_grad).sum() * 0
-            return Losses(idle, {}, self._weights)
-        found = self.judge(self.generator(batch.extras["latent"]), batch.extras)
+        if "latent" not in batch.extras or int(self.moves) % self.every:
+            return self.idle()
+        with self.drawing(_TURN, batch.inputs.device):
+            found = self.judge(self.generator(batch.extras["latent"]), batch.extras)
         total = torch.stack([weight * value for weight, value in found.values()]).sum()
         weights = {name: total.new_tensor(weight) for name, (weight, _) in found.items()}
         return Losses(total, {name: value.detach() for name, (_, value) in found.items()}, self._weights | weights)

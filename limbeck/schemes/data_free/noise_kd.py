@@ -92,7 +92,7 @@ class NoiseKD(Scheme):
     def trainings(self, cast: Cast) -> Iterator[Training]:
         teacher, blank = teacher_at_hand(cast, "noise_kd"), without_data(cast, "noise_kd")
         distiller = Noisy(cast.student, cast.loss, teacher, logits=cast.logits)
-        distiller.plan(self, blank)
+        distiller.plan(self, blank, seed=cast.seed)
         train = blank
         if self.images == "other":
             assert cast.train is not None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import as_on_first
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.blank import BlankLoader
 from limbeck.data.normalise import Normalisation
@@ -106,6 +107,7 @@ def at_rest(student: nn.Module) -> Iterator[None]:
     """A student that is asked and does not learn: evaluation mode, no gradients in its weights."""
     modes = {module: module.training for module in student.modules()}
     student.eval()
+    as_on_first(student.buffers())  # of several processes each saw other batches, and has statistics of its own
     try:
         with weights_held(student), torch.enable_grad():
             yield
@@ -123,15 +125,17 @@ def capacity_of(cast: Cast, loader: BlankLoader, every: int, size: int, most: in
 class Remembering(Made):
     """Before every so many steps some inputs are made, and kept; the student learns from the pool of all.
 
-    A subclass says by ``synthesise`` how they are made.
+    A subclass says by ``synthesise`` how they are made. Of several processes each makes all, alike.
     """
 
     pool: Pool | None
     _inverted: tuple[Inverted, ...] = ()
 
-    def plan(self, scheme: Any, loader: BlankLoader, *, capacity: int = 1, statistics: bool = True) -> None:
+    def plan(
+        self, scheme: Any, loader: BlankLoader, *, seed: int = 0, capacity: int = 1, statistics: bool = True
+    ) -> None:
         """Take the settings; of the scheme ``every``, ``size``, ``padding`` and ``flip``."""
-        super().plan(scheme, loader)
+        super().plan(scheme, loader, seed=seed)
         if self.classes is None:
             raise ConfigError("nobody says how many classes there are", where=f"scheme {self.who}", found="none")
         self.pool, self._capacity, self._statistics = None, capacity, statistics
@@ -149,7 +153,17 @@ class Remembering(Made):
         self._inverted = (Inverted(self.teacher, inputs, statistics=self._statistics, where=where),)
         if self.pool is None:
             self.pool = Pool(self._capacity, tuple(inputs.shape[1:]), self.normalise).to(inputs.device)
+        self.learns_in_rounds("pool.")
         return self
+
+    def learns_in_rounds(self, *parts: str) -> None:
+        """What is the same on all processes already, and so is not sent around in every step.
+
+        Args:
+            parts: Beginnings of names of parameters and buffers.
+        """
+        names = [name for name, _ in (*self.named_parameters(), *self.named_buffers()) if name.startswith(parts)]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
 
     def targets(self, device: torch.device) -> Tensor:
         """A class for each of a round's inputs, each class as often as any other."""

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from limbeck.core.teacher import as_teacher
 from limbeck.data.resident import ResidentLoader
 from limbeck.schemes import build
-from limbeck.schemes.data_free.lra import stepped
 from limbeck.schemes.data_free.memory import Replay, Reservoir
+from limbeck.schemes.parts.unrolled import stepped
 from tests.schemes.data_free.scene import cast, images, mlp, same, trained
 
 SMALL = {"latent": 6, "width": 4, "every": 2, "store": 1}
