@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card
@@ -127,10 +127,16 @@ class DistilMultiBertRo(Scheme):
         yield Training([Stage("masked", GapDistiller(cast, self, teachers, train), cast.config)])
 
 
-class OverText(Objective):
-    """Stands for a mean over all tokens that are no padding, so that these are counted over a step."""
+class Over(Objective):
+    """Stands for a mean over places that a batch's extras tell, so that these are counted over a step.
 
-    contract = Contract(normalizer="attended", at_equal=None)
+    Args:
+        places: Their name.
+    """
+
+    def __init__(self, places: str) -> None:
+        super().__init__()
+        self.contract = Contract(normalizer=places, at_equal=None)  # type: ignore[misc]
 
 
 class GapDistiller(Distiller):
@@ -143,7 +149,9 @@ class GapDistiller(Distiller):
         assert isinstance(train.rows, MaskedRows)
         self.scheme, self.rows, self.seed = scheme, train.rows, cast.seed
         self._judges = (dict(teachers),)
-        self.over_text = OverText()
+        # All tokens that are no padding; those, and the pieces, that a teacher of other tokens has in common with them.
+        units = ["attended", *(["common_tokens", "common_pieces"] if scheme.other else [])]
+        self.units = nn.ModuleList(Over(unit) for unit in units)
         shared = train.split.teacher_tokens if scheme.other else None
         found = None if shared is None else translate(train.split.tokens, shared)
         empty = torch.zeros(0, dtype=torch.long)
@@ -155,7 +163,7 @@ class GapDistiller(Distiller):
 
     def objectives(self) -> Iterator[Objective]:
         yield from self.loss
-        yield self.over_text
+        yield from self.units  # type: ignore[misc]
 
     def settled(self) -> dict[str, Any]:
         return dict(vars(self.scheme))
@@ -163,7 +171,12 @@ class GapDistiller(Distiller):
     def made(self, batch: Batch) -> Batch:
         """With gaps of this step."""
         bits = step_bits(batch, batch.extras["whole"].shape[1], 3, _GAPS, self.seed)
-        return self.rows.hidden(batch, uniform(bits[..., :2]), below(bits[..., 2], self.rows.masking.size))
+        made = self.rows.hidden(batch, uniform(bits[..., :2]), below(bits[..., 2], self.rows.masking.size))
+        if self.scheme.other:
+            pairs, (own, _) = self.in_common(made)
+            known = own.new_zeros(len(own), own.shape[1] + 1, dtype=torch.bool).scatter_(1, own + 1, True)[:, 1:]
+            made = made.replace(extras={**made.extras, "common_tokens": pairs >= 0, "common_pieces": known})
+        return made
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> GapDistiller:
         super().setup(batch, data)
@@ -187,30 +200,24 @@ class GapDistiller(Distiller):
         heard = {name: teacher(self._seen(name, prepared)) for name, teacher in self._judges[0].items()}
         for name, value, weight in self.parts(said, heard, prepared):
             if weight:
-                value = value * batch.share("attended")
                 losses.total = losses.total + weight * value
                 losses.terms[name], losses.weights[name] = value.detach(), value.new_tensor(weight)
         return losses
 
     def parts(self, said: Trace, heard: dict[str, Trace], batch: Batch) -> list[tuple[str, Tensor, float]]:
-        """Divergence and cosine, as shares of the tokens there are."""
+        """Divergence and cosine, as this batch's shares of those of the step."""
         scheme, there = self.scheme, batch.extras["attended"]
         own = [trace for name, trace in heard.items() if name not in scheme.other]
         states, count = widen(said[scheme.tap]), there.sum().clamp(min=1)
         divergence, cosine = states.new_zeros(()), states.new_zeros(())
         if own:
-            mean = self._mean(said.logits, own)
-            divergence = len(own) * kd_loss(said.logits, mean, temperature=scheme.temperature, mask=there)
-            cosine = sum((self._apart(states, t)[there].sum() / count for t in own), cosine)
+            mean, share = self._mean(said.logits, own), batch.share("attended")
+            divergence = share * len(own) * kd_loss(said.logits, mean, temperature=scheme.temperature, mask=there)
+            cosine = share * sum((self._apart(states, t)[there].sum() / count for t in own), cosine)
         for name in scheme.other:
-            if self.training and batch.totals:
-                raise ConfigError(
-                    "pieces of text are counted in a whole batch, so that a step cannot be cut into parts",
-                    where="scheme.other",
-                    remedy="train in one process, with accumulate: 1",
-                )
             first, second = self._of_other(said, heard[name], states, batch)
-            divergence, cosine = divergence + first, cosine + second
+            divergence = divergence + batch.share("common_tokens") * first
+            cosine = cosine + batch.share("common_pieces") * second
         return [("kl", divergence / len(heard), scheme.kl), ("cosine", cosine / len(heard), scheme.cosine)]
 
     def _mean(self, logits: Tensor, own: list[Trace]) -> Tensor:
@@ -231,12 +238,16 @@ class GapDistiller(Distiller):
             )
         return apart(states, other)
 
+    def in_common(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Which of the other tokens covers the same characters as each, and the number of everybody's piece."""
+        extras = batch.extras
+        common = extras["offsets"], extras["teacher_offsets"], extras["attended"]
+        theirs = batch.teacher_inputs["attention_mask"] > 0
+        return same_spans(*common, theirs), pieces(*common, theirs)
+
     def _of_other(self, said: Trace, heard: Trace, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same of a teacher that has tokens of its own: means over common tokens, and over common pieces."""
-        extras, inputs = batch.extras, batch.teacher_inputs
-        spans, other, there = extras["offsets"], extras["teacher_offsets"], extras["attended"]
-        theirs = inputs["attention_mask"] > 0
-        pairs = same_spans(spans, other, there, theirs)
+        pairs, number = self.in_common(batch)
         sample, place = (pairs >= 0).nonzero(as_tuple=True)
         rows = shared_kl(
             said.logits[sample, place],
@@ -248,8 +259,7 @@ class GapDistiller(Distiller):
         divergence = rows.sum() / max(1, len(rows))
         if not self.scheme.cosine:
             return divergence, divergence.new_zeros(())
-        number = pieces(spans, other, there, theirs)
-        first, known = piece_means(states, number[0], spans.shape[1])
-        second, _ = piece_means(widen(heard[self.scheme.tap]).to(states.dtype), number[1], spans.shape[1])
+        first, known = piece_means(states, number[0], states.shape[1])
+        second, _ = piece_means(widen(heard[self.scheme.tap]).to(states.dtype), number[1], states.shape[1])
         gaps = self._apart(first, Trace(None, {self.scheme.tap: second}))[known]
         return divergence, gaps.sum() / max(1, len(gaps))

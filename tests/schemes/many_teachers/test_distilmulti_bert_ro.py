@@ -136,8 +136,11 @@ def test_a_teacher_of_other_tokens_teaches_what_both_cut_alike() -> None:
     torch.testing.assert_close(losses.terms["kl"], divergence.detach())
     torch.testing.assert_close(losses.terms["cosine"], cosine.detach())
     assert tables[0] != tables[1]
-    with pytest.raises(ConfigError, match="accumulate: 1"):
-        found(batch.replace(totals={"labels": 10, "attended": 100}))
+    totals = {o.contract.normalizer: batch.count(o.contract.normalizer) for o in found.objectives()}
+    assert totals.keys() == {"labels", "attended", "common_tokens", "common_pieces"}
+    assert [int(totals[name]) for name in ("common_tokens", "common_pieces")] == [len(rows), int(known.sum())]
+    parts = [found(part_of(batch, own).replace(totals=totals)).total for own in (slice(0, 2), slice(2, 6))]
+    torch.testing.assert_close(sum(parts), losses.total)
 
 
 def test_the_student_begins_as_every_second_layer() -> None:
