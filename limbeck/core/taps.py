@@ -49,6 +49,7 @@ class Listener:
         places: dict[str, Place] | None = None,
     ) -> None:
         self.model, self.where = model, logits
+        self.to_end = False  # a forward runs to its end, whatever is owed
         wanted = list(dict.fromkeys(taps))
         self.wants_logits = "logits" in wanted
         named = [t for t in wanted if t != "logits"]
@@ -120,7 +121,8 @@ class Listener:
             self._versions[spot] = value._version
         self._values[spot] = value.clone() if spot in self._fragile else value
         # A compiler drops what nobody needs by itself, and cannot trace an exception out of a forward.
-        if len(self._values) == self._owed and not self.wants_logits and not torch.compiler.is_compiling():
+        ends = self.wants_logits or self.to_end or torch.compiler.is_compiling()
+        if len(self._values) == self._owed and not ends:
             raise _Stop
 
     def __call__(self, inputs: Any) -> Trace:

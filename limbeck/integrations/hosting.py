@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core.batch import Batch, Unit
-from limbeck.core.distiller import Distiller
+from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo, Objective, Terms
 from limbeck.core.taps import Listener
@@ -33,20 +33,44 @@ class Hosted(Distiller):
     around the student alone (where it shards weights) is called in the student's place: ``calls``.
     """
 
+    through: bool = False  # a model that keeps weights in parts is called
+
     @property
     def listens(self) -> bool:
         """Whether hooks are on the student."""
         return self._listener is not None
 
-    def ready(self, example: Batch, data: DataInfo, seed: int) -> None:
-        """Size helpers, drawn from a seed that disturbs nobody; the student is plain afterwards."""
+    def ready(self, example: Batch, data: DataInfo, seed: int, *, sharded: bool = False) -> None:
+        """Size helpers, drawn from a seed that disturbs nobody; the student is plain afterwards.
+
+        Args:
+            example, data: See ``setup``.
+            seed: Of helpers.
+            sharded: The student's weights will be cut into parts, which are whole only while a module runs.
+
+        Raises:
+            ConfigError: An objective needs more of a sharded student than what its modules say.
+        """
         with OwnRandomness.kept():
             OwnRandomness.seed(seed)
             self.setup(example, data)
+        spots = self._ready().spots
         self.close()
+        for name, objective, _ in self.loss.items() if sharded else ():
+            found = [spots[tap] for tap in objective.student_taps if tap in spots]
+            weights = any(spot.held for each in found for spot in (each if isinstance(each, list) else [each]))
+            if weights or any(p.requires_grad for p in objective.parameters()):
+                raise ConfigError(
+                    "this objective reads the student's weights"
+                    if weights
+                    else "this objective has weights of its own",
+                    where=f"loss.{name}",
+                    found="FSDP or DeepSpeed, which keep each process a part of the student's",
+                    remedy="use an objective on what the student says, or DDP",
+                )
 
     def ready_sharded(self, example: Batch, vocabulary: int | None) -> None:
-        """The same where weights will be sharded and the student cannot run before.
+        """The same where the student's weights are in parts already, and it cannot run yet.
 
         Raises:
             ConfigError: An objective listens to more than logits, or has to be sized.
@@ -54,10 +78,10 @@ class Hosted(Distiller):
         for name, objective, _ in self.loss.items():
             if set(objective.student_taps) - {"logits"} or type(objective).setup is not Objective.setup:
                 raise ConfigError(
-                    "this objective looks into the student, or has helpers of its own: both need whole weights",
+                    "this objective looks into the student, whose weights are in parts before training begins",
                     where=f"loss.{name}",
-                    found="FSDP or DeepSpeed",
-                    remedy="use an objective on logits, or DDP",
+                    found="FSDP's first version, or a student that was made in parts",
+                    remedy="use an objective on logits, FSDP's second version and a student that is made whole, or DDP",
                 )
         self._vocabulary = vocabulary
         if self.teacher is not None and self.loss.teacher_taps:
@@ -78,8 +102,17 @@ class Hosted(Distiller):
             self.close()
 
     def calls(self, model: nn.Module) -> None:
-        """Call this, which holds the student, in its place."""
-        self._ready().model = model
+        """Call this, which holds the student, in its place, and to the end: it gathers weights and lets go of them."""
+        listener = self._ready()
+        listener.model, listener.to_end, self.through = model, True, True
+
+    def compare(
+        self, student: Trace, teacher: Trace, batch: Batch, counted: Batch | None = None, loss: Terms | None = None
+    ) -> Losses:
+        losses = super().compare(student, teacher, batch, counted, loss)
+        if self.through and "logits" not in self.loss.student_taps:  # weights are gathered on a gradient's way back
+            return replace(losses, total=losses.total + 0 * student.logits.sum())
+        return losses
 
     def judge(self, batch: Batch, terms: Terms | None) -> tuple[dict[str, Tensor], Any]:
         """Terms of a batch that nobody learns from, and the student's output where it said all.

@@ -45,6 +45,13 @@ class HostingTrainer(transformers.Trainer):
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     @property
+    def whole(self) -> bool:
+        """Whether the student can run as it is, before its weights are sharded."""
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:  # the first version puts modules around its own
+            return False
+        return all(p.numel() and not p.is_meta for p in self._student.parameters())
+
+    @property
     def task(self) -> str:
         """What labels mean."""
         config = getattr(core_of(self._student), "config", None)
@@ -97,12 +104,12 @@ class HostingTrainer(transformers.Trainer):
             language=self.reader.language,
             tokens=tokens,
             teacher_tokens=teacher_tokens,
-            runs=not self.sharded,
+            runs=self.whole,
         )
-        if self.sharded:
-            distiller.ready_sharded(example, vocabulary)
+        if self.whole:
+            distiller.ready(example, self._info(vocabulary), self.args.seed, sharded=self.sharded)
         else:
-            distiller.ready(example, self._info(vocabulary), self.args.seed)
+            distiller.ready_sharded(example, vocabulary)
         return example
 
     def _tokens(self, dataset: Any) -> tuple[Any, Any]:

@@ -40,8 +40,9 @@ class DistillationTrainer(HostingTrainer):
     ``limbeck.data.language_source`` may stand where a data set does: chats, packs, and pairs of tokenizers.
 
     Causal, masked and encoder-decoder language models, classifiers of texts, tokens and images, adapters of PEFT,
-    gradient checkpointing, mixed precision and DDP work. FSDP and DeepSpeed go through accelerate and are untested;
-    there, only objectives on logits are taken. Several GPUs of one process (``nn.DataParallel``) are refused.
+    gradient checkpointing, mixed precision and DDP work, and so do FSDP (its second version) and DeepSpeed: there an
+    objective may look into the student, but neither read its weights nor have weights of its own, and each process
+    holds the whole teacher. Several GPUs of one process (``nn.DataParallel``) are refused.
 
     Args:
         model: The student.
