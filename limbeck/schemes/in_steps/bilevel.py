@@ -22,6 +22,7 @@ from limbeck.core.trace import logits_of
 from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
 from limbeck.objectives.response.tgeo_kd import TGeoKD
+from limbeck.schemes.parts.unrolled import stepped
 from limbeck.schemes.scheme import StagedScheme, register
 
 _HELD = 7  # keeps the draw of held-out samples apart from others
@@ -40,6 +41,7 @@ class Bilevel(StagedScheme):
 
     The samples are held out of the training set by a hash of their ids, so they are the same in every run; the student
     does not learn from them. The step inside is taken on copies: it moves neither weights nor running statistics.
+    Of several processes each has its rows of a batch, and all judge the step by the same held-out samples.
 
     Args:
         share: Of the training samples, held out; the authors' 0.1.
@@ -126,9 +128,6 @@ class BilevelDistiller(Distiller):
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> BilevelDistiller:
         """Also hold samples out, and let the controllers learn."""
-        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if ranks and torch.distributed.get_world_size() > 1:
-            raise ConfigError("it trains in one process", where="scheme bilevel", remedy="start a single one")
         super().setup(batch, data)
         if data is None or data.batches is None or not data.samples:
             raise ConfigError(
@@ -170,11 +169,7 @@ class BilevelDistiller(Distiller):
         with own_buffers(self.student):
             with self._unrolled():
                 lower = super().forward(batch).total
-            found = torch.autograd.grad(lower, list(weights.values()), create_graph=True, allow_unused=True)
-            moved = {
-                name: weight if gradient is None else weight - self.inner_lr * gradient
-                for (name, weight), gradient in zip(weights.items(), found, strict=True)
-            }
+            moved = stepped(lower, weights, self.inner_lr)
             inputs, labels = self._next()
             output = functional_call(self.student, moved, *_arguments(inputs))
         scores = logits_of(output, self._logits).flatten(0, -2).float()
