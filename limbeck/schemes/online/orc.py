@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 from typing import cast as known
@@ -15,6 +16,7 @@ from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.objective import DataInfo, Objective, Terms
+from limbeck.core.ranks import as_on_first, drawn_alike, rows_of_ranks
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.survey import call_model, dry
 from limbeck.core.teacher import FrozenTeacher, Teacher
@@ -22,37 +24,11 @@ from limbeck.core.trace import Trace, logits_of
 from limbeck.engine.stage import Stage
 from limbeck.objectives.response.cross_entropy import CrossEntropy, cross_entropy_loss
 from limbeck.objectives.response.kd import KD
+from limbeck.schemes.online.orc_feedback import both_labels, feedback_rows
+from limbeck.schemes.parts.looking import whole_batches
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
 Feedback = Literal["mixed", "alone", "none"]
-
-
-def feedback_rows(losses: Tensor) -> Tensor:
-    r"""The samples that students get wrong, as many as there are, each student's share by how badly it does.
-
-    .. math:: n_k = B\, \mathrm{softmax}_k(\bar \ell_1, \dots, \bar \ell_K), \qquad \text{of each } k \text{ the }
-        n_k \text{ samples with the largest } \ell_{k, i}
-
-    A sample that several students get wrong comes several times.
-
-    Args:
-        losses: ``[K, B]``, of each student on each sample.
-
-    Returns:
-        ``[B]`` rows of the batch: the first student's, then the second's, ...
-
-    Source: ORC: Network Group-based Knowledge Distillation using Online Role Change, arXiv 2206.01186.
-
-    >>> feedback_rows(torch.tensor([[0.0, 3.0, 2.0, 1.0], [1.0, 0.0, 2.0, 3.0]]))
-    tensor([1, 2, 3, 2])
-    """
-    size = losses.shape[1]
-    ends = (losses.mean(dim=1).softmax(dim=0).cumsum(dim=0) * size).round().long()
-    ends[-1] = size
-    places = torch.arange(size, device=losses.device)
-    owner = torch.searchsorted(ends, places, right=True)
-    begins = torch.cat([ends.new_zeros(1), ends[:-1]])
-    return losses.argsort(dim=1, descending=True, stable=True)[owner, places - begins[owner]]
 
 
 @register(
@@ -148,8 +124,10 @@ class ORC(Scheme):
         self.alpha, self.feedback, self.pivot, self.pivot_lr = alpha, feedback, pivot, pivot_lr
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
+        whole_batches(cast.config.accumulate, "ORC", "gives out roles over a whole batch")
         peers = [cast.player(name) for name in self.peers]
         group = Group(cast.student, cast.loss, cast.teacher, self._pivot(cast), peers, self, cast.logits)
+        group.seed = cast.seed
         yield Training([Stage("orc", group, cast.config)])
 
     def _pivot(self, cast: Cast) -> Distiller:
@@ -170,6 +148,8 @@ class ORC(Scheme):
 
 class Group(Distiller):
     """Student, further students and the pivot, whose roles change from step to step; see :class:`ORC`."""
+
+    seed = 0
 
     def __init__(
         self,
@@ -215,9 +195,6 @@ class Group(Distiller):
         return dict(vars(self.scheme))
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> Group:
-        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if ranks and torch.distributed.get_world_size() > 1:
-            raise ConfigError("it trains in one process", where="scheme orc", remedy="start a single one")
         super().setup(batch, data)
         for one in (*self.group[1:], self.pivot):
             one.setup(self.prepare(batch), data)
@@ -225,26 +202,31 @@ class Group(Distiller):
 
     @torch.no_grad()
     def made(self, batch: Batch) -> Batch:
-        """Roles for this batch, and what the pivot learns from."""
+        """Roles for this batch, whole whatever processes share it, and what the pivot learns from."""
         labels = batch.require("labels")
         if not isinstance(batch.inputs, Tensor) or not batch.inputs.is_floating_point():
             found = type(batch.inputs).__name__
             raise DataError("what students get wrong is mixed in", where="batch.inputs", found=found, wanted="floats")
+        as_on_first(self.buffers())  # each process's statistics of normalisation layers are of what it saw
         answers = [self._answer(one, batch) for one in self.group]
         losses = torch.stack([cross_entropy_loss(z, labels, mask=batch.mask, reduction="none") for z in answers])
+        part = rows_of_ranks(batch.size, losses.device)
+        losses = part.gather(losses.T).T
         best = losses.mean(dim=1).argsort(stable=True)[: self.scheme.promoted].tolist()
         share, rows = self._share(batch), feedback_rows(losses)
-        mixed = share * batch.inputs + (1 - share) * batch.inputs[rows]
+        sides = both_labels(part, rows, labels, batch.mask)
+        mixed = share * batch.inputs + (1 - share) * part.gather(batch.inputs)[rows[part.own]]
         taught = [name for number, name in enumerate(self.names) if number not in best]
         self.turns = ("pivot", *(self.names[number] for number in best), *taught)
-        roles = {"best": best, "rows": rows, "share": share, "mixed": mixed, "said": {}}
+        roles = {"best": best, "rows": rows, "sides": sides, "share": share, "mixed": mixed, "said": {}}
         return batch.replace(extras={**batch.extras, "roles": roles})
 
     def _share(self, batch: Batch) -> Tensor:
         """How much of the mixture is the batch itself, 0-d."""
         if self.scheme.feedback == "mixed":
             alpha = torch.full((), self.scheme.alpha, dtype=torch.float64)
-            drawn = torch.distributions.Beta(alpha, alpha).sample()
+            with drawn_alike(torch.device("cpu"), self.seed, *struct.pack("<d", float(batch.progress))):
+                drawn = torch.distributions.Beta(alpha, alpha).sample()
         else:
             drawn = torch.tensor(1.0 if self.scheme.feedback == "none" else 0.0)
         return drawn.to(batch.inputs.device, batch.inputs.dtype)
@@ -253,12 +235,6 @@ class Group(Distiller):
         roles = batch.extras.get("roles")
         if roles is None:  # it is judged, not trained
             return super().forward(batch)
-        if batch.totals:
-            raise ConfigError(
-                "roles are those of a whole batch, which is not split",
-                where="train.accumulate",
-                remedy="set it to 1, and make batches smaller where memory is short",
-            )
         if turn == "pivot":
             return self._intensive(batch, roles)
         number = self.names.index(turn)
@@ -272,17 +248,18 @@ class Group(Distiller):
             teachers |= {self.names[other]: self.group[other] for other in roles["best"]}
         for name, other in teachers.items():
             value = self.between(trace, self._taught(name, other, prepared, roles["said"]), prepared)
+            value = value * batch.share(self.between.contract.normalizer)
             losses.total = losses.total + beta * value
             losses.terms[f"from_{name}"], losses.weights[f"from_{name}"] = value.detach(), value.new_tensor(beta)
         return losses
 
     def _intensive(self, batch: Batch, roles: dict[str, Any]) -> Losses:
         """What the pivot learns: the mixture, by both its labels."""
-        labels, share = batch.require("labels"), roles["share"]
-        logits = self.pivot.heard(batch.replace(inputs=roles["mixed"])).logits
-        rows, mask = roles["rows"], batch.mask
-        own = cross_entropy_loss(logits, labels, mask=mask)
-        other = cross_entropy_loss(logits, labels[rows], mask=None if mask is None else mask[rows])
+        share, logits = roles["share"], self.pivot.heard(batch.replace(inputs=roles["mixed"])).logits
+        own, other = (
+            cross_entropy_loss(logits, labels, mask=mask, reduction="sum") * part
+            for labels, mask, part in roles["sides"]
+        )
         total = share * own + (1 - share) * other
         terms = {"batch": own.detach(), "feedback": other.detach()}
         return Losses(total, terms, {"batch": share, "feedback": 1 - share})

@@ -15,7 +15,7 @@ from limbeck.data import as_loader
 from limbeck.engine import TrainConfig, fit
 from limbeck.objectives import CrossEntropy
 from limbeck.schemes import Cast, build
-from limbeck.schemes.online.orc import feedback_rows
+from limbeck.schemes.online.orc_feedback import feedback_rows
 
 SIZE = 20
 
@@ -165,7 +165,7 @@ def test_it_trains_by_turns_and_the_recipes_teacher_stays_as_it_is():
 
 def test_what_cannot_be_is_told():
     loader = as_loader((batch().inputs, batch().labels), batch_size=10, train=True)
-    with pytest.raises(ConfigError, match="whole batch, which is not split"):
+    with pytest.raises(ConfigError, match="ORC gives out roles over a whole batch"):
         fit(training(config=TrainConfig(steps=2, accumulate=2))[0].stages, loader, quiet=True)
     with pytest.raises(ConfigError, match="3 of 2"):
         build("orc", promoted=3)
