@@ -13,6 +13,7 @@ from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.files import write_json
 from limbeck.core.objective import Terms
+from limbeck.core.ranks import rank_here
 from limbeck.core.reduction import check_inside
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.loader import IndexedLoader
@@ -29,7 +30,7 @@ from limbeck.schemes.chosen_data.pruning_scores import (
     herding,
     quotas,
 )
-from limbeck.schemes.parts.looking import indexed, need_labels, one_process, said_of_all
+from limbeck.schemes.parts.looking import as_first_found, indexed, need_labels, said_of_all
 from limbeck.schemes.parts.sides import weigh_sides
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
@@ -138,9 +139,9 @@ class KDDataPruning(Scheme):
         for number in range(1, 1 + self.probes * (self.score in _BY_PROBES)):
             probe = self._probe(cast, loader, number)
             yield probe
-            scores += self._scores(probe, cast, loader) / self.probes
+            scores += as_first_found(self._scores(probe, cast, loader)) / self.probes
         rows = self.chosen(cast, loader, scores)
-        if cast.folder is not None:
+        if cast.folder is not None and rank_here() == 0:
             facts = {"fraction": self.fraction, "score": self.score, "alpha": self._alpha(), "samples": rows.tolist()}
             write_json(cast.folder / _KEPT, facts)
         loss, config = cast.loss, cast.config
@@ -166,7 +167,6 @@ class KDDataPruning(Scheme):
         if self.score != "forgetting":
             stage = Stage("probe", Distiller(model, loss, logits=cast.logits), config)
             return Training([stage], f"probe-{number}")
-        one_process("kd_data_pruning")
         if loader.augment.mixes:
             raise ConfigError("forgetting is told by classes", where="data.augment", remedy="leave the mixing out")
         distiller = Forgetful(model, loss, logits=cast.logits)
@@ -226,7 +226,7 @@ class KDDataPruning(Scheme):
         features = said["penultimate"].flatten(1)
         found = torch.zeros(loader.samples, features.shape[1])
         found[said["index"]] = features
-        return found
+        return as_first_found(found)
 
 
 def _shorter(config: TrainConfig, share: float) -> TrainConfig:

@@ -12,13 +12,14 @@ from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import DataError
 from limbeck.core.files import write_json
+from limbeck.core.ranks import rank_here
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.teacher import FrozenTeacher
 from limbeck.data.loader import IndexedLoader
 from limbeck.data.order import epoch_order
 from limbeck.engine.stage import Stage
 from limbeck.schemes.chosen_data.querying import Halves, badge, balanced, k_center_greedy
-from limbeck.schemes.parts.looking import indexed, need_labels, one_process, said_of_all
+from limbeck.schemes.parts.looking import as_first_found, indexed, need_labels, said_of_all
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
 _ASKED = "asked_samples.json"
@@ -57,7 +58,7 @@ _ASKED = "asked_samples.json"
             "BADGE starts from the longest gradient; in the code all have length 1 there, so its first is any.",
         ),
         tasks=("classification",),
-        cost="One training a round, and each ends with a look at all samples.",
+        cost="One training a round, and each ends with a look at all samples, on every rank.",
     )
 )
 class PCoreSet(Scheme):
@@ -93,7 +94,6 @@ class PCoreSet(Scheme):
         self.strategy, self.rounds, self.budget, self.shots = strategy, rounds, budget, shots
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
-        one_process("pcoreset")
         loader = indexed(cast.train, "active learning")
         labels = need_labels(loader, "active learning")
         known = first_shots(loader, labels, self.shots, cast.seed)
@@ -104,10 +104,10 @@ class PCoreSet(Scheme):
                 break
             model = cast.another(number + 1)
             yield self._training(cast, model, loader, known, f"round-{number}")
-            rows = self.asked(model, cast, loader, known, pool, number)
+            rows = as_first_found(self.asked(model, cast, loader, known, pool, number))
             told.append({"asked": rows.tolist()})
             known = torch.cat([known, rows])
-        if cast.folder is not None:
+        if cast.folder is not None and rank_here() == 0:
             write_json(cast.folder / _ASKED, {"strategy": self.strategy, "rounds": told})
         yield self._training(cast, cast.student, loader, known, "")
 

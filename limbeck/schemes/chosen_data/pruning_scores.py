@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import DataError
+from limbeck.core.ranks import rows_of_ranks
 from limbeck.core.survey import dry
 from limbeck.core.trace import logits_of
 from limbeck.data.loader import IndexedLoader
@@ -107,8 +108,14 @@ class Forgetful(Distiller):
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
         losses = super().forward(batch, turn)
         if self.training and losses.logits is not None:
-            self.forgetting.update(batch.require("index"), losses.logits.argmax(dim=-1) == batch.require("labels"))
+            self._watch(batch.require("index"), losses.logits.argmax(dim=-1) == batch.require("labels"))
         return losses
+
+    @torch.compiler.disable
+    def _watch(self, index: Tensor, right: Tensor) -> None:
+        """Take what came of all ranks' samples."""
+        rows = rows_of_ranks(len(index), index.device)
+        self.forgetting.update(rows.gather(index), rows.gather(right))
 
 
 def herding(features: Tensor, count: int) -> Tensor:

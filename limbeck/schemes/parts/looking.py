@@ -12,6 +12,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.objective import Terms
+from limbeck.core.ranks import as_on_first, world_size
 from limbeck.core.teacher import FrozenTeacher, Teacher
 from limbeck.data.loader import IndexedLoader, Loader
 from limbeck.data.stream import StreamLoader
@@ -83,6 +84,20 @@ def said_of_all(
             teacher.listener.close()
             teacher.listener = None
     return {**{name: torch.cat(parts) for name, parts in found.items()}, "index": torch.cat(ids)}
+
+
+def as_first_found(value: Tensor) -> Tensor:
+    """What the first process found, of the same shape on all: ranks' models differ in the statistics of their batches.
+
+    >>> as_first_found(torch.tensor([2.0]))
+    tensor([2.])
+    """
+    if world_size() == 1:
+        return value
+    talks = None if "gloo" in torch.distributed.get_backend() else torch.accelerator.current_accelerator()
+    found = value.to(talks or value.device, copy=True)
+    as_on_first([found])
+    return found.to(value.device)
 
 
 def need_labels(loader: IndexedLoader, who: str) -> Tensor:
