@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.batch import Batch, map_tensors
+from limbeck.core.batch import Batch
 from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.divergences import cross_entropy_rows, soften
-from limbeck.core.errors import ConfigError, DataError
+from limbeck.core.errors import DataError
 from limbeck.core.labels import soft_labels
 from limbeck.core.objective import DataInfo, Objective, Terms
+from limbeck.core.ranks import as_on_first, mean_over_ranks, rows_of_ranks
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.schedules import Schedule
 from limbeck.core.survey import dry
 from limbeck.core.teacher import FrozenTeacher, Teacher
 from limbeck.core.trace import Trace
 from limbeck.engine.stage import Stage
-from limbeck.schemes.parts.looking import one_process, whole_batches
+from limbeck.schemes.chosen_data.super_batches import dealt, device_of, gathered, picked
+from limbeck.schemes.parts.looking import whole_batches
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
 
@@ -102,6 +104,8 @@ def joint_sample(scores: Tensor, count: int, chunks: int = 16, temperature: floa
             "the cross-entropy up to a constant",
             "classes: a sample's score is its own cross-entropy, and samples are drawn apart from one another",
             "the student is asked in evaluation mode, the first chunk is drawn by its own scores",
+            "on several ranks the super-batch is that of all; what is picked of classes is dealt out evenly, of pairs "
+            "every rank learns all, since they are compared with one another",
         ),
         cost="every step asks student and reference about the whole super-batch",
     )
@@ -150,7 +154,6 @@ class ACED(Scheme):
         return max(1, round((1 - self.filter) * whole))
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
-        one_process("aced")
         whole_batches(cast.config.accumulate, "ACED", "chooses within a batch")
         reference: Teacher = (
             cast.need_teacher("batches are picked by")
@@ -182,18 +185,27 @@ class Curated(Distiller):
 
     @torch.no_grad()
     def made(self, batch: Batch) -> Batch:
-        """The samples of a super-batch that are learned from."""
-        count = self.scheme.size(batch.size)
-        if count == batch.size:
-            return self._labelled(batch)
+        """The samples of all ranks' super-batch that are learned from; of classes, this rank's part of them."""
+        rows, pairs = rows_of_ranks(batch.size, device_of(batch)), self.scheme.data == "pairs"
+        count = self.scheme.size(rows.whole)
+        whole = gathered(batch, rows) if pairs or count < rows.whole else batch
+        if count == rows.whole:
+            return self._labelled(whole)
+        asked = whole if pairs else batch
         with dry(self.student):
-            student = self.heard(batch).logits
-        scores = self.scores(student, self._reference[0](batch).logits, batch)
-        rows = joint_sample(scores, count, self.scheme.chunks, self.scheme.temperature)
-        found = self._labelled(_rows(batch, rows))
+            student = self.heard(asked).logits
+        scores = self.scores(student, self._reference[0](asked).logits, asked)
+        if not pairs:
+            scores = torch.diag(rows.gather(scores.diagonal()))
+        drawn = [joint_sample(scores, count, self.scheme.chunks, self.scheme.temperature)]
         if self.scheme.teaches == "random":
-            drawn = torch.randperm(batch.size, device=rows.device)[:count]
-            found.extras = {**found.extras, "taught": self._labelled(_rows(batch, drawn))}
+            drawn.append(torch.randperm(rows.whole, device=drawn[0].device)[:count])
+        as_on_first(drawn)
+        if not pairs:
+            drawn = [each[dealt(count, rows)] for each in drawn]
+        found, *taught = (self._labelled(picked(whole, each)) for each in drawn)
+        if taught:
+            found.extras = {**found.extras, "taught": taught[0]}
         return found
 
     def scores(self, student: Tensor, reference: Tensor, batch: Batch) -> Tensor:
@@ -225,6 +237,9 @@ class Curated(Distiller):
         taught = batch.extras.get("taught")
         if taught is None:
             return self._both(self._labelled(batch), self.loss)
+        if batch.totals:  # counted over ranks, as the engine counted what is curated
+            counts = {unit: torch.as_tensor(taught.count(unit), device=device_of(batch)) for unit in batch.totals}
+            taught = taught.replace(totals={unit: mean_over_ranks(count.float()) for unit, count in counts.items()})
         first, *others = (
             self._both(each, side) for each, side in zip((batch, taught), self._sides, strict=True) if side is not None
         )
@@ -249,7 +264,7 @@ class Curated(Distiller):
         """Pairs are labelled by their places: each belongs to its own."""
         if self.scheme.data != "pairs":
             return batch
-        place = torch.arange(batch.size, device=_device(batch))
+        place = torch.arange(batch.size, device=device_of(batch))
         own = F.one_hot(place).float() if self.scheme.contrast == "sigmoid" else place
         return batch.replace(labels=own)
 
@@ -263,26 +278,7 @@ def _part(entries: list[tuple[str, Objective, Schedule]], asks: bool) -> Terms |
     return Terms([o for _, o, _ in own], [w for *_, w in own], [n for n, *_ in own]) if own else None
 
 
-def _rows(batch: Batch, rows: Tensor) -> Batch:
-    """Some samples of a batch."""
-    size = batch.size
-
-    def pick(value: Tensor) -> Tensor:
-        return value[rows] if value.ndim and len(value) == size else value
-
-    names = ("inputs", "labels", "index", "mask", "teacher_inputs", "extras", "view")
-    return batch.replace(**{name: map_tensors(getattr(batch, name), pick) for name in names})
-
-
 def _turned(trace: Trace) -> Trace:
     if trace.output is None and not trace.taps:  # nobody was asked
         return trace
     return Trace(None, {"logits": trace.logits.T})
-
-
-def _device(batch: Batch) -> torch.device:
-    found: list[Tensor] = []
-    map_tensors(batch.inputs, lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
-    if not found:
-        raise ConfigError("the inputs hold no tensor", where="batch.inputs")
-    return found[0].device

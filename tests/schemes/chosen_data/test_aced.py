@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -246,3 +252,16 @@ def test_what_is_refused():
     distiller = training.stages[0].distiller
     with pytest.raises(DataError, match="one row and one column"):
         distiller.scores(torch.zeros(4, 10), torch.zeros(4, 10), Batch(torch.zeros(4, 1)))
+
+
+@pytest.mark.slow
+def test_pairs_are_compared_over_all_ranks(tmp_path):
+    script, root = Path(__file__).with_name("pairs_ranks_run.py"), Path(__file__).parents[3]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    for how in ([], launch):
+        subprocess.run([sys.executable, *how, str(script), str(tmp_path)], env=environment, cwd=root, check=True)
+    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("alone", "0", "1"))
+    assert all(torch.equal(first[name], second[name]) for name in alone)
+    assert max(float((alone[name] - first[name]).abs().max()) for name in alone) < 1e-5
+    assert not torch.equal(alone["scale"], Towers(0).scale.detach())
