@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller, Losses
-from limbeck.core.objective import Terms
+from limbeck.core.objective import Contract, Objective, Terms
+from limbeck.core.schedules import Constant
+from limbeck.core.trace import Trace
 from limbeck.schemes.data_free.memory import Replay
 
 
@@ -126,22 +128,30 @@ def _still(inside: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inside, hidden), nn.Tanh(), last)
 
 
+class Reconstruction(Objective):
+    """An autoencoder's own loss of the inputs that it is shown."""
+
+    contract = Contract(normalizer="samples")
+
+    def __init__(self, autoencoder: Replay) -> None:
+        super().__init__()
+        self._of = (autoencoder,)  # in a tuple: it is the student, and no part of its loss
+
+    def forward(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        return self._of[0].loss(batch.inputs)
+
+
 class Autoencoding(Distiller):
     """An autoencoder that learns the training data, as a training of its own."""
 
     def __init__(self, autoencoder: Replay) -> None:
-        super().__init__(autoencoder, Terms([], [], []))
+        super().__init__(autoencoder, Terms([Reconstruction(autoencoder)], [Constant(1.0)], ["autoencoder"]))
 
     def setup(self, batch: Batch, data: Any = None) -> Autoencoding:
         return self
 
-    def objectives(self) -> Iterator[Any]:
-        return iter(())
-
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
-        assert isinstance(self.student, Replay)
-        value = self.student.loss(batch.inputs)
-        return Losses(value, {"autoencoder": value.detach()}, {"autoencoder": torch.ones_like(value)})
+        return self.compare(Trace(None), Trace(None), batch)
 
 
 @contextlib.contextmanager

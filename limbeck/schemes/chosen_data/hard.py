@@ -15,6 +15,7 @@ from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.hashing import key
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import as_on_first, mean_of_rows, mean_over_ranks, rows_of_ranks
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.survey import call_model
 from limbeck.core.teacher import FrozenTeacher
@@ -25,19 +26,20 @@ from limbeck.schemes.chosen_data.augmenters import Autoencoding, LatentMover, Mo
 from limbeck.schemes.data_free.inversion import Inverted
 from limbeck.schemes.data_free.memory import Replay
 from limbeck.schemes.data_free.pool import at_rest, bounds
-from limbeck.schemes.parts.looking import one_process, whole_batches
+from limbeck.schemes.parts.looking import whole_batches
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
 _START = 13  # keeps the draw of first weights apart from others
 
 
 def disagreement(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
-    r"""How far the student is from the teacher, :math:`\tau^2\, KL(p^T_\tau \| p^S_\tau)`, a mean over samples.
+    r"""How far the student is from the teacher, :math:`\tau^2\, KL(p^T_\tau \| p^S_\tau)`: all ranks' samples' mean.
 
     >>> disagreement(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]), 1.0)
     tensor(0.3278)
     """
-    return temperature**2 * kl_rows(soften(teacher_logits, temperature), soften(student_logits, temperature)).mean()
+    rows = kl_rows(soften(teacher_logits, temperature), soften(student_logits, temperature))
+    return temperature**2 * mean_of_rows(rows)
 
 
 @register(
@@ -70,6 +72,8 @@ def disagreement(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
             "alone; a term is the mean over both.",
             "The augmentation's gradient is taken with the student in evaluation mode.",
             "What the recipe augments comes first, the learned augmentation after it.",
+            "On several ranks the two are judged over all of a batch; each has the autoencoder's batch statistics and "
+            "noise of its own part.",
         ),
         cost="Each step shows both models two batches, and takes both models' gradients to one more.",
     )
@@ -146,7 +150,6 @@ class HARD(Scheme):
         return tuple(float(v) for v in (self.shift, self.shift, self.turn * torch.pi / 180, self.scale, self.shear))
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
-        one_process("hard")
         whole_batches(cast.config.accumulate, "HARD", "judges a batch as a whole")
         teacher = cast.need_teacher("HARD asks about inputs of its own making")
         if not isinstance(teacher, FrozenTeacher):
@@ -217,7 +220,10 @@ class Hardened(Distiller):
     def made(self, batch: Batch) -> Batch:
         if batch.teacher_inputs is not None:
             raise DataError("the teacher sees other inputs than the student", where="batch.teacher_inputs")
-        noise = torch.randn(len(batch.inputs), self.scheme.noise, device=batch.inputs.device)
+        rows = rows_of_ranks(len(batch.inputs), batch.inputs.device)
+        noise = torch.randn(rows.whole, self.scheme.noise, device=batch.inputs.device)
+        as_on_first([noise])
+        noise = noise[rows.own]
         with torch.no_grad():
             changed = self.augmenter(batch.inputs, noise)
         hidden = batch.labels is None or not batch.labels.is_floating_point()
@@ -227,7 +233,7 @@ class Hardened(Distiller):
 
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
         if turn == "augmenter":
-            return self._hunt(batch)
+            return self._hunt(batch if "clean" in batch.extras else self.made(batch))  # an example is not made
         if self.scheme.control == "thresholds" and "clean" in batch.extras and bool(self.hunting):
             return Losses(self._nothing("augmenter"), {}, {})
         return super().forward(batch)
@@ -256,7 +262,7 @@ class Hardened(Distiller):
             if not learns:
                 return Losses(self._nothing("student"), parts, self._ones(parts))
         own = [p for p in self.augmenter.parameters() if p.requires_grad]
-        found = torch.autograd.grad(-gain, own)
+        found = [mean_over_ranks(g) for g in torch.autograd.grad(-gain, own)]
         length = torch.stack([g.norm() for g in found]).norm()
         shrunk = (self.scheme.clip / (length + 1e-6)).clamp(max=1.0)
         line = torch.stack([(p * (g * shrunk)).sum() for p, g in zip(own, found, strict=True)]).sum()
