@@ -14,10 +14,11 @@ from limbeck.core.distiller import Losses
 from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.labels import class_labels
+from limbeck.core.ranks import sum_over_ranks
 from limbeck.core.reduction import check_inside
 from limbeck.core.views import perturbed, split_views, stack_views
 from limbeck.engine.stage import Stage
-from limbeck.schemes.parts.looking import one_process, whole_batches
+from limbeck.schemes.parts.looking import whole_batches
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 from limbeck.schemes.self_taught.experts import Experts, expert_names, log_prior, tail_of
 
@@ -28,7 +29,7 @@ def consistency(weak: Tensor, strong: Tensor, labels: Tensor) -> Tensor:
     .. math:: L = \frac{1}{|K|} \sum_{i \in K} KL\left( p(a_i) \| p(a'_i) \right), \quad
         K = \{ i : \arg\max_c a_{ic} = y_i \}
 
-    0 where it gets none right. The weak view's part is a constant.
+    0 where it gets none right. The weak view's part is a constant. B are the rows of all ranks.
 
     Args:
         weak, strong: Logits ``[B, C]`` of both views.
@@ -41,7 +42,8 @@ def consistency(weak: Tensor, strong: Tensor, labels: Tensor) -> Tensor:
     target, known = class_labels(labels, weak.shape[-1], "MDCS", soft=True)
     kept = (known & (weak.detach().argmax(dim=-1) == target)).float()
     rows = kl_rows(soften(weak.detach()), soften(strong))
-    return (rows * kept).sum() / kept.sum().clamp(min=1)
+    total, count = sum_over_ranks(torch.stack([(rows * kept).sum(), kept.sum().to(rows.dtype)]))
+    return total / count.clamp(min=1)
 
 
 @register(
@@ -72,6 +74,7 @@ def consistency(weak: Tensor, strong: Tensor, labels: Tensor) -> Tensor:
             "shortcuts unless the recipe says else",
             "the loss's options that the authors' script never turns on (centres, reweighting, tau) are not here",
             "the weight rises by steps; theirs by epochs",
+            "on several ranks strong views are drawn by each; what an expert gets right is counted over all",
         ),
     )
 )
@@ -115,7 +118,6 @@ class MDCS(Scheme):
         self.strong, self.imbalance = strong, imbalance
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
-        one_process("mdcs")
         whole_batches(cast.config.accumulate, "mdcs", "takes means over what an expert gets right")
         names = expert_names(cast.student, "mdcs")
         if len(names) != len(self.exponents):
@@ -149,7 +151,8 @@ class TwoViews(Experts):
         student, teacher = self.traces(prepared)
         said = self.said(student)
         losses = self.each(said, student, teacher, prepared, batch)
-        self.add(losses, "consistency", self.consistent(said, prepared), self._weight(prepared, said[0]))
+        if "views" in batch.extras:  # not where data judge
+            self.add(losses, "consistency", self.consistent(said, prepared), self._weight(prepared, said[0]))
         return losses
 
     def consistent(self, said: Sequence[Tensor], batch: Batch) -> Tensor:
