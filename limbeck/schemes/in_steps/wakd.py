@@ -15,6 +15,7 @@ from limbeck.core.catalogue import Card
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo, Objective, Terms
+from limbeck.core.ranks import rank_here, world_size
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.survey import call_model
 from limbeck.core.taps import Listener
@@ -23,7 +24,6 @@ from limbeck.data.loader import Loader
 from limbeck.engine.evaluation import evaluate_loss
 from limbeck.engine.stage import Stage
 from limbeck.schemes.in_steps.weight_average import Mean, ValleyMean
-from limbeck.schemes.parts.looking import one_process
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
 
@@ -120,7 +120,6 @@ class WAKD(Scheme):
             config = config.model_copy(update={"select": "best", "validate_steps": self.every})
         distiller = Averaged(cast.student, cast.loss, cast.teacher, self, cast.logits)
         if self.average == "swad":
-            one_process("wakd with average: swad")
             if total < self.every:
                 raise ConfigError(
                     "there is not one whole block", where="scheme.every", found=f"{self.every} of {total}"
@@ -215,7 +214,9 @@ class Averaged(Distiller):
                 self.keeper.follow(own, live, step)
             elif self.keeper.gather(live, step):
                 progress = torch.as_tensor(batch.progress, device=live[0].device)
-                self.keeper.judge(own, evaluate_loss(self.walking, self._judges[0], progress)["total"])
+                own_rank, ranks = rank_here(), world_size()  # each looks at its part, and all come to the same
+                found = evaluate_loss(self.walking, self._judges[0], progress, rank=own_rank, world=ranks)
+                self.keeper.judge(own, found["total"])
         if self.scheme.statistics == "recompute":
             with torch.no_grad():
                 call_model(self.student, batch.inputs)
