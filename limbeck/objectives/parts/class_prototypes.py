@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import TensorError
+from limbeck.core.ranks import sum_over_ranks
 from limbeck.core.reduction import check_positive, widen
 from limbeck.core.relations import unit
 
@@ -13,7 +14,8 @@ from limbeck.core.relations import unit
 class ClassPrototypes(nn.Module):
     r"""A direction for each class, folded in batch by batch: :math:`c \leftarrow m c + (1 - m) \bar h`, length 1.
 
-    A class that a batch does not have keeps what it has; one that is seen for the first time takes the batch's mean.
+    A class that a batch does not have keeps what it has; one that is seen for the first time takes the batch's mean. A
+    batch is that of all ranks.
 
     Args:
         classes: How many.
@@ -45,8 +47,9 @@ class ClassPrototypes(nn.Module):
         """
         features = widen(features).to(self.value.dtype)
         weights = features.new_ones(len(labels)) if weights is None else weights.to(features.dtype)
-        sums = torch.zeros_like(self.value).index_add(0, labels, features * weights.unsqueeze(1))
-        count = torch.zeros_like(self.value[:, 0]).index_add(0, labels, weights)
+        rows = torch.cat([features * weights.unsqueeze(1), weights.unsqueeze(1)], dim=1)
+        found = sum_over_ranks(rows.new_zeros(len(self.value), rows.shape[1]).index_add(0, labels, rows))
+        sums, count = found[:, :-1], found[:, -1]
         here = count > 0
         mean = unit(sums / count.clamp(min=torch.finfo(count.dtype).tiny).unsqueeze(1))
         old, seen = self.value.clone(), self.seen.clone()  # the backward pass reads them when they have moved on

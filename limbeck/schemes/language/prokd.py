@@ -19,7 +19,7 @@ from limbeck.data.loader import IndexedLoader, Loader
 from limbeck.engine.stage import Stage
 from limbeck.objectives.response.prob_mse import prob_mse_loss
 from limbeck.schemes.language.prototypical import IGNORED, AlignedTeacher, SelfTrainer, Settings
-from limbeck.schemes.parts.looking import one_process, whole_batches
+from limbeck.schemes.parts.looking import whole_batches
 from limbeck.schemes.parts.sides import weigh_sides
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
@@ -116,7 +116,6 @@ class ProKD(Scheme):
                 found=type(given).__name__,
                 remedy="give the model itself, not a cache of what it said",
             )
-        one_process("prokd")
         whole_batches(cast.config.accumulate, "prokd", "compares classes over a whole batch")
         train, rows = _unlabelled(cast.train)
         model = copy.deepcopy(given.model).requires_grad_(True)

@@ -12,6 +12,7 @@ from limbeck.core.batch import Batch
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError
 from limbeck.core.objective import DataInfo, Objective, Terms
+from limbeck.core.ranks import sum_over_ranks
 from limbeck.core.reduction import widen
 from limbeck.core.survey import dry
 from limbeck.core.teacher import Teacher
@@ -76,15 +77,6 @@ class Prototypical(Distiller):
     def settled(self) -> dict[str, Any]:
         return asdict(self.settings)
 
-    def look(self, batch: Batch) -> None:
-        """Refuse a part of a batch."""
-        if batch.totals:
-            raise ConfigError(
-                "classes are compared over a whole batch, so that a step cannot be cut into parts",
-                where="scheme prokd",
-                remedy="train in one process, with accumulate: 1",
-            )
-
     def add(self, losses: Losses, name: str, value: Tensor, weight: float, batch: Batch) -> Losses:
         """One more term, whose weight is 0 before the warm-up is over."""
         progress = torch.as_tensor(batch.progress, device=value.device)
@@ -110,7 +102,6 @@ class AlignedTeacher(Prototypical):
         losses = self.compare(said, Trace(None), prepared, counted=batch)
         if not self.training:
             return losses
-        self.look(batch)
         feature, labels = said[self.settings.tap], prepared.require("labels")
         guesses = widen(said.logits.detach()).softmax(-1).max(dim=-1)
         known, target = labels >= 0, of_target(prepared)
@@ -145,11 +136,11 @@ class SelfTrainer(Prototypical):
         losses = self.compare(said, teacher, prepared, counted=batch)
         if not self.training:
             return losses
-        self.look(batch)
         counts = of_target(prepared)
         labels = self.pseudo(said[self.settings.tap].detach()[counts], teacher.logits[counts])
         rows = -widen(said.logits[counts]).log_softmax(-1).gather(1, labels.unsqueeze(1))
-        return self.add(losses, "self_training", rows.sum() / max(1, len(labels)), self.settings.self_train, batch)
+        total, count = sum_over_ranks(torch.stack([rows.sum(), rows.new_tensor(len(labels))]))
+        return self.add(losses, "self_training", total / count.clamp(min=1), self.settings.self_train, batch)
 
     @torch.no_grad()
     def pseudo(self, features: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -187,6 +187,3 @@ def test_mistakes() -> None:
         given.train, given.config = ResidentLoader(x, wrong, batch_size=6), TrainConfig(steps=4)
         with pytest.raises(DataError, match="two languages"):
             next(build("prokd").trainings(given))
-    distiller = trainings(tap="inner")[0].stages[0].distiller.setup(Batch(x, labels)).train()
-    with pytest.raises(ConfigError, match="accumulate: 1"):
-        distiller(Batch(x, labels, totals={"labels": 10}))
