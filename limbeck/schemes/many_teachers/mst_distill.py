@@ -23,6 +23,7 @@ from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
 from limbeck.objectives.response.kd import KD
 from limbeck.schemes.many_teachers.specialists import Balance, Crew, Way, imbalance, routed_rows
+from limbeck.schemes.parts.looking import whole_batches
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 
 STAGES = ("together", "masks", "mixture")
@@ -136,6 +137,8 @@ class MSTDistill(Scheme):
         if any(o.student_taps != ("logits",) or o.teacher_taps for o in cast.loss):
             found = ", ".join(cast.loss.names)
             raise ConfigError("the task is learned from logits and labels", where="loss", found=found)
+        if self.balance_weight:
+            whole_batches(cast.config.accumulate, "mst_distill", "tells how evenly a batch asks its experts")
         crew = Crew(known, self.layers, self.sees, heads=self.heads, shrink=self.shrink)
         settings = _three(cast.config, self.shares)
         yield Training(
@@ -228,21 +231,15 @@ class MSTDistiller(Distiller):
     def _mix(self, losses: Losses, own: Tensor, prepared: Batch, batch: Batch) -> Losses:
         """What specialists teach each sample, and how evenly they are asked."""
         scheme = self.scheme
-        if self.training and batch.totals and scheme.balance_weight:
-            raise ConfigError(
-                "how evenly experts are asked is told of a whole batch, so that a step cannot be cut into parts",
-                where="scheme mst_distill",
-                remedy="train in one process with accumulate: 1, or leave balance_weight at 0",
-            )
         with torch.no_grad():
             experts = self.crew.specialists(prepared)
         gates = self.crew.router(own).softmax(dim=-1)
         rows = routed_rows(own, experts, gates, scheme.k, scheme.temperature, scheme.way)
-        parts = {"specialists": (rows.mean(), scheme.weight)}
+        share = batch.share(self.agree.contract.normalizer)
+        parts = {"specialists": (rows.mean() * share, scheme.weight)}
         if scheme.balance_weight:
             parts["balance"] = (imbalance(gates, scheme.balance), scheme.balance_weight)
         for name, (value, weight) in parts.items():
-            value = value * batch.share(self.agree.contract.normalizer)
             losses.total = losses.total + weight * value
             losses.terms[name], losses.weights[name] = value.detach(), value.new_tensor(weight)
         return losses

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from limbeck.core.batch import Batch
 from limbeck.core.divergences import kl_rows, soften
 from limbeck.core.errors import ConfigError
+from limbeck.core.ranks import mean_of_rows
 from limbeck.core.survey import call_model
 from limbeck.core.teacher import FrozenTeacher, teacher_inputs
 from limbeck.core.trace import logits_of
@@ -47,14 +48,14 @@ def routed_rows(student: Tensor, experts: Tensor, gates: Tensor, k: int, tempera
 
 
 def imbalance(gates: Tensor, balance: Balance = "kl") -> Tensor:
-    r"""How unevenly a batch asks its experts: 0 where the mean gate is uniform.
+    r"""How unevenly the batch of all ranks asks its experts: 0 where the mean gate is uniform.
 
     .. math:: \frac 1 W \mathrm{KL}(u \| \bar g) \quad \text{or} \quad \mathrm{std}(\bar g) / \mathrm{mean}(\bar g)
 
     >>> imbalance(torch.tensor([[0.9, 0.1]]))
     tensor(0.2554)
     """
-    mean = gates.mean(dim=0)
+    mean = mean_of_rows(gates)
     if balance == "cv":
         return mean.std() / mean.mean()
     return kl_rows(torch.full_like(mean, 1 / len(mean)).log(), mean.log()) / len(mean)

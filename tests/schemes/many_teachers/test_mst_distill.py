@@ -269,9 +269,10 @@ def test_mistakes() -> None:
         next(build("mst_distill").trainings(cast))
     with pytest.raises(ConfigError, match="teachers"):
         next(build("mst_distill").trainings(Cast(net(4), Terms.of(CrossEntropy()), None, TrainConfig())))
-    mixture = stages()[2].distiller.setup(batch()).train()
-    with pytest.raises(ConfigError, match="accumulate: 1"):
-        mixture(batch().replace(totals={"samples": 20, "labels": 20}))
+    cut = Cast(net(4), Terms.of(CrossEntropy()), None, TrainConfig(steps=6, accumulate=2), teachers=cast.teachers)
+    with pytest.raises(ConfigError, match="cannot be cut into parts"):
+        next(build("mst_distill").trainings(cut))
+    next(build("mst_distill", balance_weight=0.0).trainings(cut))
     dense = Cast(nn.Linear(4, 3), Terms.of(CrossEntropy()), None, TrainConfig(steps=6))
     dense.teachers = {"a": FrozenTeacher(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)))}
     (training,) = build("mst_distill", layers=1).trainings(dense)
