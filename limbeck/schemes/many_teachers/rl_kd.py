@@ -17,6 +17,7 @@ from limbeck.core.ensembling import stacked
 from limbeck.core.errors import ConfigError, TensorError
 from limbeck.core.labels import class_labels
 from limbeck.core.objective import DataInfo
+from limbeck.core.ranks import as_on_first, mean_of_rows, mean_over_ranks, rows_of_ranks
 from limbeck.core.reduction import check_inside, check_positive
 from limbeck.core.survey import dry
 from limbeck.core.teacher import Teacher
@@ -26,6 +27,7 @@ from limbeck.engine.config import TrainConfig
 from limbeck.engine.stage import Stage
 from limbeck.schemes.many_teachers.choosing import Policy, selected_rows
 from limbeck.schemes.many_teachers.holding import held_out
+from limbeck.schemes.parts.looking import whole_batches
 from limbeck.schemes.scheme import Cast, Scheme, Training, register
 from limbeck.teachers.several import SeveralTeachers
 
@@ -134,6 +136,7 @@ class RLKD(Scheme):
         self.share, self.judges, self.tap = share, judges, tap
 
     def trainings(self, cast: Cast) -> Iterator[Training]:
+        whole_batches(cast.config.accumulate, "rl_kd", "rewards a batch as a whole")
         judge = SeveralTeachers(cast.need_teachers("there must be a choice of").values())
         rest, held = None, None
         if self.reward == "held_out":
@@ -187,10 +190,12 @@ class SelectDistiller(Distiller):
         return self.teacher(batch)
 
     def made(self, batch: Batch) -> Batch:
-        """With the dice of this step's choice, which both turns throw alike."""
-        count = len(self.teacher.members)  # type: ignore[union-attr]
-        dice = torch.rand(count, batch.size, device=batch.require("labels").device)
-        return batch.replace(extras={**batch.extras, _DICE: dice}) if self.selects else batch
+        """With the dice of this step's choice, which both turns throw alike; the first rank throws for all."""
+        count, device = len(self.teacher.members), batch.require("labels").device  # type: ignore[union-attr]
+        rows = rows_of_ranks(batch.size, device)
+        dice = torch.rand(count, rows.whole, device=device)
+        as_on_first([dice])
+        return batch.replace(extras={**batch.extras, _DICE: dice[:, rows.own]}) if self.selects else batch
 
     def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
         own = set() if self.policy is None else {id(p) for p in self.policy.parameters()}
@@ -207,12 +212,6 @@ class SelectDistiller(Distiller):
 
     def forward(self, batch: Batch, turn: str = "student") -> Losses:
         prepared = self.prepare(batch)
-        if self.training and batch.totals:
-            raise ConfigError(
-                "rewards are of a whole batch, so that a step cannot be cut into parts",
-                where="scheme rl_kd",
-                remedy="train in one process, with accumulate: 1",
-            )
         teacher = self._ask(prepared)
         logits = stacked([member.logits for member in teacher.members])
         chosen, log_chance = self._choose(teacher, prepared, logits)
@@ -221,7 +220,7 @@ class SelectDistiller(Distiller):
         said = self.heard(prepared)
         losses = self.compare(said, teacher, prepared, counted=batch)
         values = selected_rows(said.logits, logits, chosen, self.scheme.temperature)
-        value = values.mean() * (batch.share(next(iter(batch.totals))) if batch.totals else 1.0)
+        value = mean_of_rows(values) if self.training else values.mean()
         losses.total = losses.total + self.scheme.weight * value
         losses.terms["teachers"], losses.weights["teachers"] = value.detach(), value.new_tensor(self.scheme.weight)
         return losses
@@ -258,18 +257,19 @@ class SelectDistiller(Distiller):
         with dry(self.student):
             said = self.heard(batch).logits
             rewards = self._rewards(said, logits, chosen, batch)
-        gain = rewards - (self.baseline if self.steps > 0 else rewards.mean())
-        found = torch.autograd.grad(-(gain * log_chance).sum(dim=0).mean(), parameters)
-        self.gathered += torch.cat([g.flatten() for g in found])
+        reward = mean_of_rows(rewards)
+        gain = rewards - (self.baseline if self.steps > 0 else reward)
+        found = torch.autograd.grad(-mean_of_rows((gain * log_chance).sum(dim=0)), parameters)
+        self.gathered += mean_over_ranks(torch.cat([g.flatten() for g in found]))
         kept = scheme.momentum if self.steps > 0 else 0.0
-        self.baseline.mul_(kept).add_(rewards.mean(), alpha=1 - kept)
+        self.baseline.mul_(kept).add_(reward, alpha=1 - kept)
         self.steps += 1
         due = self.steps % scheme.episode == 0
         flat = torch.cat([p.flatten() for p in parameters])
         total = (flat * self.gathered.clone() * (due / scheme.episode)).sum()
         self.gathered *= ~due
-        value = -rewards.mean()  # what is logged; the gradient is the episode's
-        terms = {"reward": rewards.mean(), "chosen": chosen.mean()}
+        value = -reward  # what is logged; the gradient is the episode's
+        terms = {"reward": reward, "chosen": chosen.mean()}
         return Losses(total - total.detach() + value, terms, {name: torch.ones_like(value) for name in terms})
 
     def _rewards(self, said: Tensor, logits: Tensor, chosen: Tensor, batch: Batch) -> Tensor:
@@ -281,7 +281,7 @@ class SelectDistiller(Distiller):
             heard = torch.where(chosen.sum(dim=0) > 0, chosen, 1.0)
             rewards = rewards - selected_rows(said, logits, heard, scheme.temperature)
         if scheme.credit == "batch":
-            rewards = rewards.mean().expand(len(said))
+            rewards = mean_of_rows(rewards).expand(len(said))
         if scheme.reward == "held_out":
             judges = self._judges[int(self.steps) % len(self._judges)]
             right = self.heard(judges).logits.argmax(dim=-1) == judges.require("labels")

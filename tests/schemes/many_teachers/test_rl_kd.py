@@ -31,11 +31,11 @@ def batch() -> Batch:
     return Batch(inputs, torch.arange(12) % 4, torch.arange(12))
 
 
-def stages(teachers=2, loader=None, **options):
+def stages(teachers=2, loader=None, config=None, **options):
     named = {f"t{n}": FrozenTeacher(net(n + 1)) for n in range(teachers)}
     loader = loader or ResidentLoader(torch.randn(40, 5), torch.arange(40) % 4, batch_size=12)
     loss = 0.5 * Terms.of(CrossEntropy())
-    cast = Cast(net(0), loss, None, TrainConfig(steps=10), train=loader, teachers=named)
+    cast = Cast(net(0), loss, None, config or TrainConfig(steps=10), train=loader, teachers=named)
     (training,) = build("rl_kd", **options).trainings(cast)
     return training
 
@@ -178,7 +178,7 @@ def test_a_teacher_that_says_anything_is_chosen_less(reward):
 def test_what_it_refuses():
     found = selecting(reward="loss")
     with pytest.raises(ConfigError, match="cannot be cut into parts"):
-        found(found.made(batch()).replace(totals={"labels": 24.0}))
+        stages(config=TrainConfig(steps=10, accumulate=2))
     with pytest.raises(DataError, match="labels"):
         found.made(Batch(batch().inputs))
     with pytest.raises(ConfigError, match="start"):
