@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from limbeck.core.batch import Batch
-from limbeck.core.distiller import Distiller
+from limbeck.core.distiller import Distiller, Losses
 from limbeck.data.language.loader import LanguageLoader
 from limbeck.data.language.rewritten import Ids, rewritten
 from limbeck.data.language.rows import Layout
@@ -56,6 +56,10 @@ class Preferences(Distiller):
 
     def settled(self) -> dict[str, Any]:
         return {"rejected": self.rejected.settings["written"]}
+
+    def forward(self, batch: Batch, turn: str = "student") -> Losses:
+        """Of a batch that was not made either, such as an example's."""
+        return super().forward(batch if LABELS in batch.extras else self.made(batch), turn)
 
     def made(self, batch: Batch) -> Batch:
         index = batch.require("index")
