@@ -141,17 +141,6 @@ def only_teacher(loss: Terms, who: str) -> Terms:
     return loss
 
 
-def one_process(who: str) -> None:
-    """Refuse several ranks.
-
-    Raises:
-        ConfigError: There are several.
-    """
-    dist = torch.distributed
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise ConfigError("it trains in one process", where=f"scheme {who}", remedy="start a single one")
-
-
 def whole_batches(accumulate: int, who: str, why: str) -> None:
     """Refuse micro-batches.
 
