@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,12 @@ def random_crops(
     *,
     stretch: float = 4 / 3,
     flip: bool = True,
+    rand: Callable[..., Tensor] = torch.rand,
 ) -> Tensor:
     """A random part of each image at another resolution, interpolated; half of them mirrored.
 
     The part's area is uniform between the bounds, its ratio of sides log-uniform, its place uniform; a side beyond the
-    image's is cut to it. Chance comes from torch's global random state.
+    image's is cut to it. Chance comes from torch's global random state, unless told otherwise.
 
     Args:
         images: ``[B, C, H, W]``, floating.
@@ -31,6 +33,7 @@ def random_crops(
         area: Bounds of the area, parts of the image's.
         stretch: Bound of the ratio of width to height.
         flip: Mirror every other one from left to right.
+        rand: Who draws, as ``torch.rand`` does: of several processes ``limbeck.core.ranks.Rows.rand``.
 
     Raises:
         ConfigError: Bounds that are none.
@@ -45,11 +48,11 @@ def random_crops(
     if not 0 < area[0] <= area[1] <= 1 or stretch < 1:
         raise ConfigError("no such part of an image", where="area", found=f"{area}, stretch {stretch}")
     count, device = images.shape[0], images.device
-    share = area[0] + (area[1] - area[0]) * torch.rand(count, device=device)
-    shape = math.log(stretch) * (2 * torch.rand(count, device=device) - 1)
+    share = area[0] + (area[1] - area[0]) * rand(count, device=device)
+    shape = math.log(stretch) * (2 * rand(count, device=device) - 1)
     sides = torch.stack([share.sqrt() * (shape / 2).exp(), share.sqrt() * (-shape / 2).exp()], dim=1).clamp(max=1.0)
-    place = (2 * torch.rand(count, 2, device=device) - 1) * (1 - sides)
-    mirrored = torch.rand(count, device=device) < (0.5 if flip else 0.0)
+    place = (2 * rand(count, 2, device=device) - 1) * (1 - sides)
+    mirrored = rand(count, device=device) < (0.5 if flip else 0.0)
     wide = torch.where(mirrored, -sides[:, 0], sides[:, 0])
     zero = torch.zeros_like(wide)
     theta = torch.stack([wide, zero, place[:, 0], zero, sides[:, 1], place[:, 1]], dim=1).view(count, 2, 3)
@@ -57,7 +60,14 @@ def random_crops(
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def recoloured(images: Tensor, *, blur: float = 0.5, often: float = 0.8, grey: float = 0.2) -> Tensor:
+def recoloured(
+    images: Tensor,
+    *,
+    blur: float = 0.5,
+    often: float = 0.8,
+    grey: float = 0.2,
+    rand: Callable[..., Tensor] = torch.rand,
+) -> Tensor:
     """Images with other brightness and contrast, some of them grey, some blurred.
 
     Contrast about each image's mean, 0.6 to 1.4; brightness by up to 0.4 of its deviation; grey: every channel the
@@ -68,6 +78,7 @@ def recoloured(images: Tensor, *, blur: float = 0.5, often: float = 0.8, grey: f
         blur: How many of them are blurred.
         often: How many have other colours.
         grey: How many, where there are several channels, become grey.
+        rand: As in :func:`random_crops`.
 
     >>> images = torch.rand(4, 3, 8, 8)
     >>> torch.equal(recoloured(images, blur=0.0, often=0.0, grey=0.0), images)
@@ -77,7 +88,7 @@ def recoloured(images: Tensor, *, blur: float = 0.5, often: float = 0.8, grey: f
     count, channels = images.shape[:2]
 
     def drawn(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, 1, 1, 1, device=images.device, dtype=images.dtype)
+        return low + (high - low) * rand(count, 1, 1, 1, device=images.device, dtype=images.dtype)
 
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     spread = images.std(dim=(1, 2, 3), keepdim=True, correction=0)

@@ -140,4 +140,5 @@ class MOKD(Scheme):
     def trainings(self, cast: Cast) -> Iterator[Training]:
         first, second = two_configs(cast.config, self.share)
         pair = Modes(cast.student, cast.player(self.peer), self, cast.logits)
+        pair.seed = cast.seed
         yield Training([Stage("mokd", pair, first), task_stage(cast, self.then, second)])

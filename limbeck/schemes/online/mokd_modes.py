@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from typing import cast as known
@@ -15,8 +16,9 @@ from limbeck.core.batch import Batch
 from limbeck.core.crops import random_crops, recoloured
 from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.divergences import cross_entropy_rows, soften
-from limbeck.core.errors import ConfigError, DataError, TensorError
+from limbeck.core.errors import DataError, TensorError
 from limbeck.core.objective import Contract, DataInfo, Objective, Terms
+from limbeck.core.ranks import Rows, as_on_first, drawn_alike, rows_of_ranks, sum_over_ranks
 from limbeck.core.relations import pooled
 from limbeck.core.schedules import Constant
 from limbeck.core.survey import dry
@@ -107,6 +109,7 @@ class Modes(Distiller):
     """Student and peer, their heads, and the averages of both; see ``MOKD``."""
 
     turns = ("student", "peer")
+    seed = 0
     centers: Tensor
     sums: Tensor
     counts: Tensor
@@ -145,9 +148,6 @@ class Modes(Distiller):
 
     def setup(self, batch: Batch, data: DataInfo | None = None) -> Modes:
         """Also make heads and averages, once."""
-        ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if ranks and torch.distributed.get_world_size() > 1:
-            raise ConfigError("it trains in one process", where="scheme mokd", remedy="start a single one")
         if not isinstance(batch.inputs, Tensor) or batch.inputs.ndim != 4:
             found = type(batch.inputs).__name__
             raise DataError("its views are crops of images", where="batch.inputs", found=found, wanted="[B, C, H, W]")
@@ -185,11 +185,14 @@ class Modes(Distiller):
     @torch.no_grad()
     def made(self, batch: Batch) -> Batch:
         """Views of the images, and what the averages say of them; the first part of a step moves these before."""
-        self._advance(float(batch.progress))
-        views = self._views(batch)
+        progress, device = float(batch.progress), batch.inputs.device
+        self._advance(progress)
+        rows = rows_of_ranks(batch.size, device)
+        with drawn_alike(device, self.seed, *struct.pack("<d", progress), int(self.counts)):
+            views = self._views(batch, rows)
         scores = (*views["mlp"], *views["tokens"])
-        self.sums += torch.stack([s.float().sum(dim=0) for s in scores])
-        self.counts += len(scores[0])
+        self.sums += sum_over_ranks(torch.stack([s.float().sum(dim=0) for s in scores]))
+        self.counts += len(scores[0]) // batch.size * rows.whole
         return batch.replace(extras={**batch.extras, "mokd": views})
 
     def _advance(self, progress: float) -> None:
@@ -198,6 +201,7 @@ class Modes(Distiller):
         if progress == last:
             return
         if last >= 0:
+            as_on_first(buffer for one in self.pair for buffer in one.student.buffers())
             momentum = 1 - (1 - self.scheme.momentum) * (1 + math.cos(math.pi * last)) / 2
             for one, average in zip(self.pair, self._averages(), strict=True):
                 heads = self.heads_of(one)
@@ -209,17 +213,17 @@ class Modes(Distiller):
         self.last.fill_(progress)
 
     @torch.no_grad()
-    def _views(self, batch: Batch) -> dict[str, Any]:
+    def _views(self, batch: Batch, rows: Rows) -> dict[str, Any]:
         """Global and local crops, and the averages' scores of the global ones and tokens of the first."""
         images, scheme, size = batch.inputs, self.scheme, (batch.inputs.shape[2], batch.inputs.shape[3])
         small = size if scheme.local_size is None else (scheme.local_size, scheme.local_size)
-        wide = [random_crops(images, size, (0.4, 1.0), flip=scheme.flip) for _ in range(2)]
-        near = random_crops(images.repeat(scheme.local_crops, 1, 1, 1), small, (0.05, 0.4), flip=scheme.flip)
-        whole = torch.cat([recoloured(crops, blur=blur) for crops, blur in zip(wide, (1.0, 0.1), strict=True)])
-        views: dict[str, Any] = {"global": whole, "local": recoloured(near, blur=0.5)}
+        own: dict[str, Any] = {"flip": scheme.flip, "rand": rows.rand}
+        wide = [recoloured(random_crops(images, size, (0.4, 1.0), **own), blur=b, rand=rows.rand) for b in (1.0, 0.1)]
+        near = random_crops(images.repeat(scheme.local_crops, 1, 1, 1), small, (0.05, 0.4), **own)
+        views: dict[str, Any] = {"global": torch.cat(wide), "local": recoloured(near, blur=0.5, rand=rows.rand)}
         views |= {"mlp": [], "tokens": [], "searched": []}
         for one, average, listener in zip(self.pair, self._averages(), self._listeners, strict=True):
-            trace = listener(whole)
+            trace = listener(views["global"])
             feature = trace[self.heads_of(one).tap]
             views["mlp"].append(average["mlp"](pooled(trace["penultimate"])[0]))
             views["tokens"].append(average["tokens"](feature)[0])
@@ -238,12 +242,13 @@ class Modes(Distiller):
         if views is None:  # it is judged, always on the same crops
             with torch.random.fork_rng(devices=[batch.inputs.device] if batch.inputs.is_cuda else []):
                 torch.manual_seed(0)
-                views = self._views(batch)
+                views = self._views(batch, Rows((batch.size,)))
         number, size = int(turn == "peer"), batch.size
         one, other, learns = self.pair[number], 1 - number, views["learns"]
         heads = self.heads_of(one)
         traces = [one.heard(batch.replace(inputs=views[name])) for name in ("global", "local")]
-        mlp = torch.cat([self._asked(heads.mlp, pooled(trace["penultimate"])[0], learns) for trace in traces])
+        asked = known(MLPHead, heads.mlp)
+        mlp = torch.cat([asked(pooled(trace["penultimate"])[0], learns) for trace in traces])
         near, query = self._tokens(heads, traces[1], learns)
         tokens = torch.cat([self._tokens(heads, traces[0], learns)[0], near])
         with torch.no_grad():
@@ -268,14 +273,8 @@ class Modes(Distiller):
         return Losses(total, terms, {"mokd": torch.ones_like(total)})
 
     @staticmethod
-    def _asked(head: MLPHead | None, feature: Tensor, learns: bool) -> Tensor:
-        assert head is not None
-        return head(feature, learns)
-
-    @staticmethod
     def _tokens(heads: Heads, trace: Trace, learns: bool) -> tuple[Tensor, Tensor]:
-        assert heads.tokens is not None
-        return heads.tokens(trace[heads.tap], None, learns)
+        return known(TokenHead, heads.tokens)(trace[heads.tap], None, learns)
 
     def train(self, mode: bool = True) -> Modes:
         super().train(mode)
