@@ -62,7 +62,11 @@ def test_it_works_somewhere(case: tuple[str, tuple[tuple[str, Any], ...]]) -> No
     assert [r.status for r in made.report.results if r.check == "runs"] == ["passed"], str(made.report)
 
 
-@pytest.mark.parametrize("check", checks(), ids=lambda c: c.name)
+# To build backward graphs takes long; that there is one graph, and what it computes, is seen for all methods below.
+CHECKS = [pytest.param(c, id=c.name, marks=[pytest.mark.slow] * (c.name == "compiled")) for c in checks()]
+
+
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("case", CASES, ids=_id)
 def test_it_keeps_its_promises(case: tuple[str, tuple[tuple[str, Any], ...]], check: Any) -> None:
     key, options = case
@@ -76,6 +80,13 @@ def test_it_keeps_its_promises(case: tuple[str, tuple[tuple[str, Any], ...]], ch
     assert not wrong, "\n".join(map(str, wrong))
     if all(r.status == "skipped" for r in results):
         pytest.skip("; ".join({r.detail for r in results}))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_one_graph_computes_the_same(key: str) -> None:
+    made = suite(key)
+    assert made is not None
+    compare(made.cases[0], "eager")
 
 
 def remembers(case: Case) -> bool:
