@@ -100,6 +100,16 @@ def mean_of_rows(values: Tensor) -> Tensor:
     return (sums[:-1] / sums[-1]).view(values.shape[1:]).to(values.dtype)
 
 
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return mean_over_ranks(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return mean_over_ranks(grad)
+
+
 def mean_gradients(parts: Sequence[Tensor]) -> list[Tensor]:
     """The means of tensors over all processes, which can be differentiated: each process's part gets the mean gradient.
 
@@ -110,9 +120,7 @@ def mean_gradients(parts: Sequence[Tensor]) -> list[Tensor]:
     """
     if world_size() == 1:
         return list(parts)
-    from torch.distributed.nn.functional import all_reduce  # not there where torch has no processes
-
-    flat = all_reduce(torch.cat([part.reshape(-1) for part in parts])) / world_size()
+    flat = _Mean.apply(torch.cat([part.reshape(-1) for part in parts]))
     pieces = flat.split([part.numel() for part in parts])
     return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.distiller import Distiller
-from limbeck.core.errors import DataError
+from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.survey import call_model
 from limbeck.core.trace import logits_of
 from limbeck.data.loader import Loader
@@ -98,6 +98,9 @@ def evaluate_loss(
         precision: As for ``evaluate``.
         rank: Of this process.
         world: How many processes.
+
+    Raises:
+        ConfigError: A scheme adds losses that are no objectives.
     """
     rank, world = _shared(loader, rank, world)
     units = {name: objective.contract.normalizer for name, objective, _ in distiller.loss.items()}
@@ -120,6 +123,14 @@ def evaluate_loss(
             for value in [*counts.values(), *sums.values()]:
                 torch.distributed.all_reduce(value)
         owners = {name: name if name in units else name.rpartition("/")[0] for name in sums}
+        others = [name for name, owner in owners.items() if owner not in units]
+        if others:
+            raise ConfigError(
+                "this training has losses of its own, which are told of its batches alone",
+                where="train.monitor",
+                found=", ".join(others),
+                remedy="monitor accuracy, or another figure of the student",
+            )
         terms = {name: float(value / counts[units[owners[name]]].clamp(min=1)) for name, value in sums.items()}
     return {"total": sum(float(weights[owners[name]]) * value for name, value in terms.items()), "terms": terms}
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from limbeck.core.errors import ConfigError, TrainingError
+from limbeck.core.ranks import as_on_first
 from limbeck.data.loader import Loader
 from limbeck.engine.checkpoint import Checkpoint, Checkpoints
 from limbeck.engine.device import flat
@@ -257,6 +258,7 @@ class Run:
     def finish_stage(self) -> None:
         """The last line, the last validation, and the weights that the stage ends with."""
         config, step = self.stage.config, self._step()
+        as_on_first(step.distiller.buffers())
         if step.meter.steps:
             self.log()
         if self.place.validated != self.place.step:
@@ -330,6 +332,7 @@ class Run:
         if self.validation is None or self.place.validated == self.place.step:
             return
         step, place, config = self._step(), self.place, self.stage.config
+        as_on_first(step.distiller.buffers())  # each rank normalised its own part of the last batch
         step.meter.fetch()  # numbers that went bad are reported as such, not as a poor score
         shared: dict[str, Any] = {"precision": config.precision, "rank": self.rank, "world": self.world}
         scores: dict[str, Any] = {}

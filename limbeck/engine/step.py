@@ -172,6 +172,8 @@ class Step:
                 where="data",
                 remedy="leave incomplete batches out (drop_last), or use a larger batch",
             )
+        if not self.units:  # nothing but a scheme's own losses
+            return
         counts = torch.zeros(len(self.units), dtype=torch.float32, device=self.device)
         for batch in batches:
             counts += torch.stack([torch.as_tensor(batch.count(u), device=self.device) for u in self.units])

@@ -18,6 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from limbeck.core.errors import ConfigError
 from limbeck.core.trace import logits_of
 from limbeck.data.language import load_tokens
 from limbeck.engine.run import Run
@@ -156,3 +157,9 @@ def test_killed_with_sigkill(key, tmp_path):
     assert again.wait() == 0, again.stderr.read().decode()
     first, second = weights(tmp_path / "runs/whole"), weights(tmp_path / "runs/cut")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_losses_that_only_training_knows_are_nothing_to_monitor(tmp_path):
+    recipe = load("digits", [*settings_of("mdcs"), "train.monitor=total"])
+    with pytest.raises(ConfigError, match=r"train.monitor: this training has losses of its own.*found expert_"):
+        run(recipe, tmp_path, quiet=True)
