@@ -118,7 +118,7 @@ def mean_gradients(parts: Sequence[Tensor]) -> list[Tensor]:
     >>> mean_gradients([torch.ones(2)])
     [tensor([1., 1.])]
     """
-    if world_size() == 1:
+    if world_size() == 1 or not parts:
         return list(parts)
     flat = _Mean.apply(torch.cat([part.reshape(-1) for part in parts]))
     pieces = flat.split([part.numel() for part in parts])
