@@ -22,7 +22,7 @@ from limbeck.core.distiller import Distiller, Losses
 from limbeck.core.errors import ConfigError, DataError, TrainingError
 from limbeck.core.files import write_text
 from limbeck.core.hashing import draw_bits, key, key_tensor
-from limbeck.core.objective import Contract, DataInfo, Objective
+from limbeck.core.objective import DataInfo, Objective
 from limbeck.core.ranks import alone, rank_here, world_size
 from limbeck.data.blank import BlankLoader
 from limbeck.data.loader import Loader
@@ -84,12 +84,6 @@ class Kept(nn.Module):
             self._buffers[name.replace(".", "|")].copy_(tensor)  # type: ignore[union-attr]
 
 
-class Moving(Objective):
-    """Stands for the move of a round, which is counted as a sample on each rank."""
-
-    contract = Contract(normalizer="samples", at_equal=None)
-
-
 class Federation(Distiller):
     r"""The server, whose student is the model that ships.
 
@@ -111,7 +105,6 @@ class Federation(Distiller):
         self.clients: Clients | None = None
         self.goal: list[Tensor] | None = None
         self.notes: dict[str, float] = {}
-        self.moving = Moving()
 
     @abstractmethod
     def tell(self, number: int, place: Round) -> Tensors:
@@ -213,7 +206,7 @@ class Federation(Distiller):
         return self
 
     def objectives(self) -> Iterator[Objective]:
-        yield self.moving  # the clients have their own
+        return iter(())  # the clients' own; the server has none
 
     def parameters_of(self, turn: str) -> Iterator[nn.Parameter]:
         return self.student.parameters()
