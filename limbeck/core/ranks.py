@@ -152,7 +152,10 @@ def drawn_alike(device: torch.device, *counters: int) -> Iterator[None]:
     True
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(key(*counters))
+        if device.type == "cpu":  # the state of an accelerator is not kept then, so it is not to be touched
+            torch.default_generator.manual_seed(key(*counters))
+        else:
+            torch.manual_seed(key(*counters))
         yield
 
 
