@@ -143,7 +143,8 @@ class Distiller(nn.Module):
     def made(self, batch: Batch) -> Batch:
         """What a step learns from, made of what was read: here, the same. It runs before units are counted.
 
-        What it draws comes from torch's global random state, which checkpoints keep.
+        What it draws comes from torch's global random state, which checkpoints keep and each rank has for itself, or
+        follows from seed, progress and sample, where ranks have to agree.
         """
         return batch
 

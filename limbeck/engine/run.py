@@ -258,7 +258,7 @@ class Run:
     def finish_stage(self) -> None:
         """The last line, the last validation, and the weights that the stage ends with."""
         config, step = self.stage.config, self._step()
-        as_on_first(step.distiller.buffers())
+        as_on_first(step.distiller.student.buffers())
         if step.meter.steps:
             self.log()
         if self.place.validated != self.place.step:
@@ -332,7 +332,7 @@ class Run:
         if self.validation is None or self.place.validated == self.place.step:
             return
         step, place, config = self._step(), self.place, self.stage.config
-        as_on_first(step.distiller.buffers())  # each rank normalised its own part of the last batch
+        as_on_first(step.distiller.student.buffers())  # each rank normalised its own part of the last batch
         step.meter.fetch()  # numbers that went bad are reported as such, not as a poor score
         shared: dict[str, Any] = {"precision": config.precision, "rank": self.rank, "world": self.world}
         scores: dict[str, Any] = {}

@@ -36,3 +36,5 @@ if __name__ == "__main__":
     if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     main(Path(sys.argv[1]), sys.argv[2:] or sorted(EXAMPLES))
+    if dist.is_initialized():
+        dist.destroy_process_group()
