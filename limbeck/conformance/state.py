@@ -31,7 +31,7 @@ def state(case: Case) -> None:
     require(wanted == found, f"the next two losses are {wanted}, after loading {found}")
 
 
-@check(after=("value",))
+@check(once=True, after=("value",))
 def same_seed(case: Case) -> None:
     """The same seed gives the same numbers; and it leaves the random state to others."""
     runs, drawn = [], []

