@@ -1,4 +1,4 @@
-"""Every scheme's example in this process, or in all processes of a launcher: ``python ranks_run.py FOLDER [KEY ...]``."""
+"""Every scheme's example here, or in all processes of a launcher: ``python ranks_run.py FOLDER [KEY ...]``."""
 
 from __future__ import annotations
 
