@@ -19,7 +19,7 @@ from limbeck.schemes.parts.masked_patches import sincos_positions
 from tests.schemes.in_steps.vits import autoencoder, student
 
 with np.load(Path(__file__).parent / "g2sd_g2sd.npz", allow_pickle=False) as loaded:
-    NUMBERS = {name: torch.from_numpy(np.asarray(value)) for name, value in loaded.items()}
+    NUMBERS = {n: torch.from_numpy(np.asarray(v)) for n, v in loaded.items() if v.dtype.kind != "U"}
 #: Their names in those of transformers and of limbeck's decoder.
 NAMES = {
     "patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
