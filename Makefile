@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Test processes; each has one thread, which on small tensors beats one process with many.
+# Test processes; each has one thread, which on small tensors beats one process with many. Bytecode is kept, whatever the
+# environment says, since many tests start processes that read the same modules.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: help install demo test test-all lint docs bench
 .DELETE_ON_ERROR:
