@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.schemes.language.writing_ranks_run import CASES
 from tests.schemes.tiny import llama
-from tests.schemes.writing_ranks_run import CASES
 
 SCRIPT = Path(__file__).with_name("writing_ranks_run.py")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
