@@ -6,7 +6,9 @@ READY  := $(VENV)/.ready
 # Test processes; each has one thread, which on small tensors beats one process with many. Bytecode is kept, whatever the
 # environment says, since many tests start processes that read the same modules.
 WORKERS ?= 2
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+# Temporary files lie in memory where they can: tests write many thousands, and each is synced to the disk.
+SCRATCH ?= $(firstword $(wildcard /dev/shm) $(TMPDIR) /tmp)
+PYTEST := TMPDIR=$(SCRATCH) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .PHONY: help install demo test test-all lint docs bench
 .DELETE_ON_ERROR:
