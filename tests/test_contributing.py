@@ -29,6 +29,7 @@ def limbeck(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_it_is_listed(method: Path) -> None:
     done = limbeck("methods", "--plugin", method.name, "--json", cwd=method.parent)
     assert done.returncode == 0, done.stderr

@@ -64,6 +64,7 @@ def test_eight_mistakes_in_one_process(tmp_path: Path, environment: dict[str, st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough(tmp_path: Path, environment: dict[str, str]) -> None:
     command = f"{' '.join(LIMBECK)} methods --json | head -c 1"
     done = subprocess.run(

@@ -103,6 +103,7 @@ def test_onnx_runs_on_any_batch_and_is_silent(tmp_path):
         np.testing.assert_allclose(found, logits(student, images).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_of_a_transformer_keeps_its_names_and_takes_any_length(bert, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -21,6 +21,7 @@ from limbeck.recipes.load import load
 TINY = ["data.samples=40", "data.batch_size=20", "teacher.train.epochs=1", "train.epochs=1", "train.validate_epochs=1"]
 
 
+@pytest.mark.slow
 def test_two_jobs_and_one_come_to_the_same(tmp_path: Path) -> None:
     said: list[str] = []
     recipe = load("digits", TINY)

@@ -48,6 +48,7 @@ def recipe(texts, *, wider: int = 0, **changes) -> Recipe:
     return Recipe.model_validate(plain)
 
 
+@pytest.mark.slow
 def test_compared_by_perplexity(texts, tmp_path):
     facts = compare(recipe(texts), ["kd", "mutual/jsd"], 2, ["no_teacher"], out=tmp_path / "out", quiet=True)
     assert facts["metric"] == "perplexity"

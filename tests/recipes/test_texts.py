@@ -64,6 +64,7 @@ def test_a_student_of_texts_ships_with_its_vocabulary(loss: str, data: Path, tmp
     assert (said == torch.tensor(held["label"])).float().mean().item() == pytest.approx(result["accuracy"])
 
 
+@pytest.mark.slow
 def test_an_export_keeps_the_vocabulary(data: Path, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

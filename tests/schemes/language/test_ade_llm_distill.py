@@ -105,6 +105,7 @@ def test_votes() -> None:
     assert all([list(pair) for pair in passage.pairs] == KNOWN[passage.text] for passage in split.passages)
 
 
+@pytest.mark.slow
 def test_the_student_is_better_than_its_noisy_teacher() -> None:
     dice = random.Random(1)
 
