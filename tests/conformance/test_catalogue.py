@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,6 +21,8 @@ from limbeck.testing import checks
 
 # What says nothing new of a method's variants, or costs much.
 DEFAULT_ONLY = ("card", "documented", "compiled", "autocast", "models_untouched")
+# What a variant computes; what else it promises is seen in the slow tests.
+OF_VARIANTS = ("value", "gradcheck", "mask", "bad_mask", "at_equal", "gradient_flow", "decomposes", "reductions")
 
 
 def variants(key: str) -> list[dict[str, Any]]:
@@ -62,16 +65,20 @@ def test_it_works_somewhere(case: tuple[str, tuple[tuple[str, Any], ...]]) -> No
     assert [r.status for r in made.report.results if r.check == "runs"] == ["passed"], str(made.report)
 
 
-# To build backward graphs takes long; that there is one graph, and what it computes, is seen for all methods below.
-CHECKS = [pytest.param(c, id=c.name, marks=[pytest.mark.slow] * (c.name == "compiled")) for c in checks()]
+def promises() -> Iterator[Any]:
+    """Every case with every check that says something of it."""
+    for case in CASES:
+        for check in checks():
+            if case[1] and check.name in DEFAULT_ONLY:
+                continue
+            # To build backward graphs takes long; that there is one graph, and what it computes, is seen below.
+            later = check.name == "compiled" or (case[1] and check.name not in OF_VARIANTS)
+            yield pytest.param(case, check, id=f"{_id(case)}-{check.name}", marks=[pytest.mark.slow] * bool(later))
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("case", CASES, ids=_id)
+@pytest.mark.parametrize(("case", "check"), list(promises()))
 def test_it_keeps_its_promises(case: tuple[str, tuple[tuple[str, Any], ...]], check: Any) -> None:
     key, options = case
-    if options and check.name in DEFAULT_ONLY:
-        pytest.skip("checked with its defaults")
     made = suite(key, *options)
     if made is None:
         pytest.skip(f"{key} refuses {dict(options)}")
