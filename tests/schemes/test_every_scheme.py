@@ -63,7 +63,11 @@ def test_every_scheme_has_an_example():
     assert set(EXAMPLES) == set(schemes())
 
 
-@pytest.mark.parametrize("key", sorted(EXAMPLES))
+#: Texts are written and read slowly; their examples are tried among the slow tests.
+KEYS = [pytest.param(k, marks=[pytest.mark.slow] * (EXAMPLES[k]["base"] == "texts")) for k in sorted(EXAMPLES)]
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_it_dies_anywhere_ends_with_the_same_bits_and_leaves_a_plain_model(key, tmp_path, monkeypatch):
     assert check("digits", settings_of(key)) == []
     recipe = load("digits", settings_of(key))

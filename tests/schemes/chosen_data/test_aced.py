@@ -161,6 +161,7 @@ def right(model):
         return (model(images, captions).argmax(1) == torch.arange(len(images))).float().mean().item()
 
 
+@pytest.mark.slow
 def test_wrong_captions_are_left_out(reference):
     loader, wrong = captioned(0.5)
     distiller, _ = pairs(BinaryCrossEntropy(), loader, reference, filter=0.6)

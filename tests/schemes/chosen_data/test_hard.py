@@ -109,6 +109,7 @@ def climbed(optimizer, lr, **options):
     return gains, losses.terms
 
 
+@pytest.mark.slow
 def test_the_augmentation_climbs_and_heeds_the_teacher():
     gains, _ = climbed(torch.optim.SGD, 2.0, keep=0.0, spread=0.0)
     assert all(later >= earlier - 1e-4 for earlier, later in pairwise(gains))

@@ -136,6 +136,7 @@ def test_what_is_refused():
         list(build("kd_data_pruning", score="forgetting").trainings(cast(train=digits(augment=["mixup"]))))
 
 
+@pytest.mark.slow
 def test_on_a_tenth_of_the_data_the_teacher_helps():
     config = TrainConfig(epochs=6, lr=0.1, device="cpu", compile="off")
     teacher = net(9, 64)

@@ -151,6 +151,7 @@ def of_pool(teacher, select, epochs, **options):
     return given, build("kd3", select=select)
 
 
+@pytest.mark.slow
 def test_images_that_the_teacher_knows_are_preferred(teacher):
     given, scheme = of_pool(teacher, True, 2)
     (training,) = scheme.trainings(given)

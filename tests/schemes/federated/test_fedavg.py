@@ -77,6 +77,7 @@ def test_statistics_of_normalisation_are_averaged():
     assert norm.running_mean.isfinite().all()
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_accuracy_and_bytes_of_each_round():
     given = scene(count=200, epochs=4)
     fitted = perform(build("fedavg", count=4, alpha=0.5, epochs=2), given, quiet=True)

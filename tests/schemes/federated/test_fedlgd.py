@@ -252,6 +252,7 @@ def test_without_pull_or_renewal_it_is_fedavg_on_distilled_images(monkeypatch):
         assert torch.allclose(value, wanted[name], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_from_what_no_real_image_is_in(tmp_path):
     given = images(epochs=6, lr=0.2)
     options = {**FEW, "images": 4, "warm_up": 40, "server_steps": 10, "augment": []}

@@ -106,6 +106,7 @@ def test_who_misses_a_round_keeps_its_model_and_comes_back(monkeypatch):
     assert changed == [True, False, True]
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path):
     given = scene(count=160, batch=32, epochs=4, lr=0.3)
     fitted = perform(build("fedmd", count=3, alpha=0.3, start=5, start_public=5, digest_epochs=6), given, quiet=True)

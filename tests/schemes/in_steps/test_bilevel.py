@@ -159,6 +159,7 @@ def test_resumes_exactly(tmp_path):
     assert int(found["judged"]) == 24
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_wrong_is_trusted_less():
     """Half of the teacher's answers are those of another class; the controller finds out by what helps."""
     generator = torch.Generator().manual_seed(3)

@@ -69,6 +69,7 @@ def trained(given: Cast, way: ADELLMDistill) -> Any:
     return training.train()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_right_gives_supervised_training() -> None:
     known = {"train": records(40, known=True)}
     gold = anchored_source(known, tokenizer="bytes", anchors=DRUGS, marks=MARKS, validation=0)

@@ -241,6 +241,7 @@ def recipe(url: str) -> Recipe:
     return Recipe.model_validate(made)
 
 
+@pytest.mark.slow
 def test_a_served_teacher_is_asked_once(loopback: Callable[..., Loopback], tmp_path: Path) -> None:  # noqa: F811
     server = loopback(("429:0.01", "500"), share=0.5)
     served = recipe(server.url)

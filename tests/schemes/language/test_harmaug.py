@@ -145,6 +145,7 @@ def test_nothing_written_and_no_balance_is_plain_training() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_written_texts_raise_the_precision_of_the_rare_class() -> None:
     """A student that saw two of eight words of the rare class, with and without texts that use all of them."""
     source = spam(known=8, rare=16, validation=0.0)  # so that all words have ids

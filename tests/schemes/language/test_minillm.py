@@ -117,6 +117,7 @@ def test_it_brings_the_student_nearer_to_the_teacher_in_whole_texts() -> None:
     assert divergence(scene) < 0.7 * before
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing() -> None:
     whole, parts = (
         perform(MiniLLM(**SHORT), cast(CrossEntropy(), config={"accumulate": n}), quiet=True) for n in (1, 3)

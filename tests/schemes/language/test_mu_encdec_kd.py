@@ -143,6 +143,7 @@ class Said(nn.Module):
         return SimpleNamespace(logits=self.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_padding", [True, False])
 def test_micro_batches_change_nothing(mask_padding: bool) -> None:
     options = {"max_new_tokens": 5, "mask_padding": mask_padding}

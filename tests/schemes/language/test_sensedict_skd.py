@@ -127,6 +127,7 @@ def test_micro_batches_give_the_same_gradient() -> None:
         torch.testing.assert_close(mine, wanted)
 
 
+@pytest.mark.slow
 def test_the_student_learns_the_senses_and_a_run_leaves_them(tmp_path: Path) -> None:
     """It chooses the teacher's sense far more often than by chance; read again, it says the teacher's senses."""
     given = scene(steps=40, batch_size=12, config={"lr": 0.02, "optimizer": "adamw"})
@@ -155,6 +156,7 @@ def test_the_student_learns_the_senses_and_a_run_leaves_them(tmp_path: Path) -> 
     assert float(right[several_senses].mean()) > 1.5 * float(chance)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_texts_stands_in_for_its_teacher(tmp_path: Path) -> None:
     """Half as wide, and with the teacher's own head behind its senses, it classifies nearly as well."""
     torch.manual_seed(0)

@@ -251,6 +251,7 @@ def recipe(folder: Path, url: str, **scheme: Any) -> Recipe:
     return Recipe.model_validate(made)
 
 
+@pytest.mark.slow
 def test_a_served_teacher(loopback: Callable[..., Loopback], tmp_path: Path) -> None:  # noqa: F811
     """Over HTTP, from a recipe: a check asks nothing, a run asks each prompt once, and a run anew asks the record."""
     server = loopback()

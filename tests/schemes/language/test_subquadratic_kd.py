@@ -91,6 +91,7 @@ def test_each_layer_reads_what_the_teachers_layer_reads() -> None:
         assert judge.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
 def test_alignment_trains_mixers_alone_and_splits_over_micro_batches() -> None:
     found = {}
     for accumulate in (1, 3):

@@ -141,6 +141,7 @@ def test_alpha_and_beta_take_each_part_away_and_the_teachers_own_copy_has_nothin
     torch.testing.assert_close(taken(data.inputs, None), data.inputs)
 
 
+@pytest.mark.slow
 def test_relations_keep_heads_apart_where_features_alone_do_not():
     """Diversity: after some steps maps of attention are nearer to those of the teacher of relations."""
     found = {}

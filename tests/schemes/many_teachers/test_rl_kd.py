@@ -149,6 +149,7 @@ def test_who_judges_is_not_learned_from():
     assert not set(judges.tolist()) & set(seen.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", ["loss", "held_out"])
 def test_a_teacher_that_says_anything_is_chosen_less(reward):
     """One knows the task, the other answers at random: its chance falls below one half, the first one's does not."""

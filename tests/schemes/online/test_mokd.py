@@ -143,6 +143,7 @@ def test_parts_of_a_step_add_up():
         torch.testing.assert_close(sum(found(part, turn).total for part in parts), found(whole, turn).total)
 
 
+@pytest.mark.slow
 def test_features_first_then_the_classifier_alone():
     student, peer = cnn(), vit()
     settings = {"optimizer": "adamw", "lr": 0.01}

@@ -103,6 +103,7 @@ def test_the_tail_is_cut_where_that_is_asked_for_and_the_student_stays_plain():
     assert not any(m._forward_hooks for m in training.student.modules())
 
 
+@pytest.mark.slow
 def test_rare_classes_are_found_more_often_than_by_one_plain_model():
     """A tail of two blurred classes: what the expert of rare classes says is the rare one more often."""
     torch.manual_seed(2)
